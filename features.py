@@ -1,0 +1,115 @@
+"""Frozen features: extracted once per source, cached by content, memory-mapped when read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from data_loader import PairedDataset
+from image_sources import ImageSource
+from image_store import ImageLoader, ImageStore, Transform
+from network import Backbone
+from utils import InputError, autocast, progress, resolve_path, sha256_of
+
+FEATURE_VERSION = 1
+
+
+@torch.inference_mode()
+def apply_network(network: nn.Module, loader: ImageLoader, rows: np.ndarray, image_size: int,
+                  batch_size: int, amp: bool, description: str) -> Iterator[np.ndarray]:
+    """The network's output for the test view of the given rows, float32 (B, dim), batch by batch.
+
+    The network is put in eval mode and moved to the loader's device, in channels-last order.
+    """
+    transform, device = Transform(image_size, loader.store.side), loader.device
+    network = network.to(device, memory_format=torch.channels_last).eval()
+    batches = torch.from_numpy(np.asarray(rows)).split(batch_size)
+    for images, sizes in progress(loader.batches(batches), description, len(batches)):
+        with autocast(device, amp):
+            output = network(transform.test(images, sizes))
+        yield output.float().cpu().numpy()
+
+
+def features_of(source: ImageSource, label: str, backbone_name: str, backbone: Backbone, image_size: int,
+                device: torch.device, batch_size: int, workers: int, amp: bool, cache_dir: Path | None
+                ) -> np.ndarray:
+    """Features of one source, from the cache when these images went through this network before.
+
+    Args:
+        source: N images. label: for file names and messages. backbone_name, backbone: the network and what
+            its files are called. image_size: side of the crop. batch_size, workers, amp, device: how it
+            is computed. cache_dir: None computes in memory.
+    Returns:
+        float32 (N, dim), memory-mapped read-only when cached.
+    Raises:
+        InputError: unreadable images, or features that are not finite.
+    """
+    store_label = label
+    label = f"{label}-{backbone_name}"
+    path = None
+    if cache_dir is not None:
+        # bfloat16 changes the values, and float32 on another kind of device only the last digits.
+        key = sha256_of(FEATURE_VERSION, source.stamp, backbone_name, backbone.content, image_size, amp)[:16]
+        path = cache_dir / "features" / f"{label}-{key}.npy"
+        if path.exists():
+            print(f"reusing features {path.name}")
+            return np.load(path, mmap_mode="r")
+    store = ImageStore.open(source, store_label, image_size, cache_dir, workers)
+    batches = apply_network(backbone, ImageLoader(store, device), np.arange(len(store)), image_size,
+                            batch_size, amp, f"features {label}")
+    if path is None:
+        features = np.concatenate(list(batches))
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            features = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32,
+                                                 shape=(len(store), backbone.dim))
+            done = 0
+            for batch in batches:
+                features[done:done + len(batch)] = batch
+                done += len(batch)
+            features.flush()
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        if path is not None:
+            path.unlink()
+        raise InputError(f"{len(bad):,} images have features that are not finite, first "
+                         f"{source.where(int(bad[0]))}: check the weights, or leave out --amp")
+    return features
+
+
+def dataset_features(dataset: PairedDataset, settings: dict, weights: str, device: torch.device,
+                     batch_size: int, workers: int, cache_dir: str) -> tuple[list[np.ndarray], str]:
+    """Frozen features of every source of a dataset, rows in the order of `dataset.names`.
+
+    Args:
+        settings: feature_backbone, image_size, amp and, from a checkpoint, the `content` the weights must
+            have. weights: imagenet, none or a file.
+    Returns:
+        one float32 (N, d) array a source, and the content hash of the weights.
+    Raises:
+        InputError: as features_of, or weights that are not those the settings were made with.
+    """
+    # Weights `none` must be the same for every run and every seed, or the cache would be of no use.
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    backbone = Backbone(settings["feature_backbone"], weights, settings["image_size"])
+    torch.random.set_rng_state(state)
+    content = backbone.content
+    if settings.get("content") not in (None, content):
+        raise InputError(f"--feature_weights {weights} are not the weights that the autoencoder was trained "
+                         f"on ({settings['feature_weights']}): give that file")
+    folder = None if cache_dir == "none" else resolve_path(cache_dir)
+    arrays = [features_of(source, dataset.file_label(number), settings["feature_backbone"], backbone,
+                          settings["image_size"], device, batch_size, workers, settings["amp"], folder)
+              for number, source in enumerate(dataset.sources)]
+    return arrays, content

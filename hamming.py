@@ -1,0 +1,655 @@
+"""Binary codes and tie-exact Hamming ranking: packing, distances, histograms, metrics.
+
+K-bit codes have only K + 1 distances, so a Hamming ranking is mostly ties and any sort breaks them
+by accident. Here a metric is the expectation over all orders of the tied items (or the best, the
+worst, the stable order), in float64 from two small integer tables per query. The file needs numpy
+and torch and nothing else: copy it and use it alone.
+
+    import hamming
+    query = hamming.pack_codes(query_outputs)               # floats (Q, K), bit = value >= 0
+    database = hamming.pack_codes(database_outputs)         # floats (N, K)
+    print(hamming.evaluate(query, database, query_labels, database_labels, hash_bit=K, R=1000))
+
+    table = hamming.distance_histograms(query, database, query_labels, database_labels, hash_bit=K)
+    print(hamming.expected_ap(table, R=1000).mean())        # tables of shards add up with +
+
+Q queries, N database items, K = `hash_bit`. Codes are packed: uint8 (N, ceil(K/8)),
+`numpy.packbits` order. Labels are integers (N,), or 0/1 (N, C) where an item may have several;
+items that share at least one label are relevant to each other. AP@R divides by the hits within the
+top R, as published in this field; `strict` divides by min(R, number relevant). A query that finds
+nothing relevant scores 0, and counts in the mean. Arrays may be numpy or torch; none is written
+into; a bad one raises CodeError.
+
+Sources: McSherry & Najork, "Computing information retrieval performance measures efficiently in the
+presence of tied scores", ECIR 2008; He et al., "Hashing as tie-aware learning to rank", CVPR 2018.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+Array = np.ndarray | torch.Tensor
+MAX_BITS = 1024
+TIES = ("expected", "stable", "min", "max")
+
+
+class CodeError(ValueError):
+    """Codes, labels or settings that cannot be used; the message says what to do about it."""
+
+
+def _require(condition: Any, message: str) -> None:
+    if not condition:
+        raise CodeError(message)
+
+
+def _array(values: Any) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    return np.asarray(values)
+
+
+def _integer(value: Any, what: str, least: int = 1, most: int = 2**62) -> int:
+    whole = hasattr(value, "__index__") and not isinstance(value, Array)
+    _require(whole, f"{what} is {value!r}, expected a whole number.")
+    value = operator.index(value)
+    _require(value >= least, f"{what} is {value}, expected at least {least}.")
+    _require(value <= most, f"{what} is {value}, expected at most {most}.")
+    return value
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CodeError(f"device {device!r} cannot be used ({reason}): try 'cpu'.") from None
+
+
+# ------------------------------------------------------------------------ codes and labels
+
+
+def pack_codes(values: Array, threshold: float = 0.0) -> np.ndarray:
+    """Binarise values (N, K), 1 <= K <= 1024, and pack them: uint8 (N, ceil(K/8)).
+
+    Floats and signed integers: bit = value >= threshold (the paper's h >= 0). bool and unsigned
+    integers are bits already, must be 0 or 1, and ignore the threshold. The trap: 0/1 bits stored
+    as floats or *signed* integers are all >= 0, and would all become 1; pass them as uint8 or bool.
+    """
+    values = _array(values)
+    kind, shape = values.dtype.kind, values.shape
+    _require(len(shape) == 2 and 1 <= shape[1] <= MAX_BITS,
+             f"values to pack have shape {shape}, expected (N, K) with K from 1 to {MAX_BITS}.")
+    _require(kind in "fiub",
+             f"values to pack have type {values.dtype}, expected floats, integers or bools.")
+    _require(threshold == threshold, "threshold is NaN, expected a number.")
+    packed = np.empty((len(values), -(-shape[1] // 8)), np.uint8)
+    for start in range(0, len(values), 65536):
+        block = values[start : start + 65536]
+        _require(kind != "f" or np.isfinite(block).all(),
+                 "values to pack contain NaN or infinity, expected finite numbers.")
+        largest = block.max() if kind == "u" else 1
+        _require(largest <= 1,
+                 f"unsigned values to pack go up to {largest}, expected bits 0 and 1: convert "
+                 "values that are not bits to a float or signed type, then the threshold applies.")
+        bits = block >= threshold if kind in "fi" else block != 0
+        packed[start : start + 65536] = np.packbits(bits, axis=1)
+    return packed
+
+
+def unpack_codes(packed: Array, hash_bit: int) -> np.ndarray:
+    """Bits of packed codes: uint8 0/1 (N, hash_bit). Raises CodeError as `check_codes`."""
+    return np.unpackbits(check_codes(packed, hash_bit, "packed codes"), axis=1, count=hash_bit)
+
+
+def check_codes(codes: Array, hash_bit: int, what: str = "codes") -> np.ndarray:
+    """Return codes as numpy if they are packed: uint8 (N, ceil(hash_bit/8)), padding bits zero.
+
+    Raises CodeError otherwise; `what` names the codes in the message.
+    """
+    codes, hash_bit = _array(codes), _integer(hash_bit, "hash_bit", most=MAX_BITS)
+    width = -(-hash_bit // 8)
+    _require(codes.dtype == np.uint8,
+             f"{what} have type {codes.dtype}, expected packed uint8: use pack_codes.")
+    _require(codes.ndim == 2 and codes.shape[1] == width,
+             f"{what} have shape {codes.shape}, expected (N, {width}) for {hash_bit} bits: check "
+             "hash_bit, and pack bits with pack_codes.")
+    # packbits fills the last byte up with zeros on the right.
+    _require(not (codes[:, -1] & ((1 << 8 * width - hash_bit) - 1)).any(),
+             f"{what} have ones beyond bit {hash_bit}: the true hash_bit is larger, or they "
+             "are not in numpy.packbits order.")
+    return codes
+
+
+def check_labels(labels: Array, n: int, what: str = "labels") -> np.ndarray:
+    """Return labels as int64 (n,), or 0/1 labels of any type as bool (n, C); else CodeError."""
+    labels = _array(labels)
+    _require(labels.ndim in (1, 2) and len(labels) == n,
+             f"{what} have shape {labels.shape}, expected ({n},) or ({n}, C): a row for each code.")
+    if labels.ndim == 2:
+        _require(((labels == 0) | (labels == 1)).all(),
+                 f"{what} of shape {labels.shape} are not all 0 or 1: class numbers go in ({n},).")
+        return labels.astype(bool)
+    _require(labels.dtype.kind in "iu",
+             f"{what} have type {labels.dtype}, expected integers ({n},) or 0/1 ({n}, C).")
+    return labels.astype(np.int64)
+
+
+def smallest_class(labels: Array) -> int:
+    """Size of the smallest class that occurs in labels (N,) or 0/1 (N, C): the usual R."""
+    labels, sizes = _array(labels), Counter()
+    check_labels(labels[:1] if labels.ndim else labels, min(1, labels.size), "labels")
+    for start in range(0, len(labels), 65536):
+        block = labels[start : start + 65536]
+        block = check_labels(block, len(block), "labels")
+        block = block if block.ndim == 1 else np.nonzero(block)[1]
+        sizes.update(dict(zip(*(part.tolist() for part in np.unique(block, return_counts=True)),
+                              strict=True)))
+    _require(sizes, "labels name no class: expected at least one item with a label.")
+    return min(sizes.values())
+
+
+def _label_tensor(labels: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(labels if labels.ndim == 1 else labels.astype(np.float32)).to(device)
+
+
+def _share_label(query: torch.Tensor, database: torch.Tensor) -> torch.Tensor:
+    """Relevance of labels int64 (B,) and (M,), or float32 0/1 (B, C) and (M, C): bool (B, M)."""
+    _require(query.shape[1:] == database.shape[1:],
+             f"query labels have shape {tuple(query.shape)} and database labels "
+             f"{tuple(database.shape)}: expected (N,) for both, or (N, C) with the same C.")
+    return query[:, None] == database if query.ndim == 1 else _product(query, database) > 0
+
+
+# ------------------------------------------------------------------------ distances, histograms
+
+
+def _product(query: torch.Tensor, database: torch.Tensor) -> torch.Tensor:
+    # With out=, autocast cannot make this a half-precision product, which is inexact above 256
+    # bits. TF32 does no harm to -1, 0 and 1: their products are exact and the sums are kept in
+    # float32.
+    out = torch.empty(len(query), len(database), device=query.device)
+    return torch.mm(query, database.T, out=out)
+
+
+def _signs(codes: np.ndarray, hash_bit: int, device: torch.device) -> torch.Tensor:
+    """Packed codes as float32 -1/+1 (N, K)."""
+    bits = torch.from_numpy(np.unpackbits(codes, axis=1, count=hash_bit))
+    return bits.to(device).float().mul_(2).sub_(1)
+
+
+def _distances(query: torch.Tensor, database: torch.Tensor) -> torch.Tensor:
+    """Hamming distances of -1/+1 codes: exact whole numbers, float32 (B, M)."""
+    return _product(query, database).mul_(-0.5).add_(query.shape[1] / 2)
+
+
+@dataclass
+class Histograms:
+    """How many database items, and how many relevant ones, at each distance 0..K from each query.
+
+    `items`, `relevant`: int64 (Q, K+1). Tables of parts of a database add up, for the same queries.
+    """
+
+    items: np.ndarray
+    relevant: np.ndarray
+
+    def __post_init__(self) -> None:
+        shapes = np.shape(self.items), np.shape(self.relevant)
+        _require(len(shapes[0]) == 2 and shapes[0] == shapes[1],
+                 f"histograms have shapes {shapes[0]} and {shapes[1]}, expected (Q, K+1) for both.")
+
+    def __add__(self, other: Histograms) -> Histograms:
+        _require(self.items.shape == other.items.shape,
+                 f"histograms of shapes {self.items.shape} and {other.items.shape} do not add up: "
+                 "count each shard with the same queries and hash_bit.")
+        return Histograms(self.items + other.items, self.relevant + other.relevant)
+
+
+def _chunks(codes: Any, labels: Any, hash_bit: int, size: int) -> Iterator[tuple[Any, Any]]:
+    parts = codes if labels is None else [(codes, labels)]
+    _require(isinstance(parts, Iterable) and not isinstance(parts, Array),
+             "database labels are missing: give them, or give the database as an iterator of "
+             "(codes, labels).")
+    for codes, labels in parts:
+        codes, labels = _array(codes), _array(labels)
+        # An empty slice checks shapes and types without reading a memory-mapped file.
+        check_codes(codes[:0] if codes.ndim else codes, hash_bit, "database codes")
+        if labels.shape[:1] != codes.shape[:1]:
+            check_labels(labels, len(codes), "database labels")  # raises
+        for start in range(0, len(codes), size):
+            chunk = check_codes(codes[start : start + size], hash_bit, "database codes")
+            yield chunk, check_labels(labels[start : start + size], len(chunk), "database labels")
+
+
+@torch.inference_mode()
+def distance_histograms(
+    query_codes: Array, database_codes: Array | Iterable[tuple[Array, Array]],
+    query_labels: Array, database_labels: Array | None, hash_bit: int,
+    device: str | torch.device = "cpu", query_block: int = 128, database_chunk: int = 4096,
+) -> Histograms:
+    """Count items and relevant items at each distance from each query, the same on every device.
+
+    Packed codes (Q, W) and (N, W), labels (Q,) and (N,), or 0/1 (Q, C) and (N, C). The database may
+    be memory-mapped, or an iterator of (codes, labels) parts with `database_labels=None`. It is
+    read once, `database_chunk` rows at a time. Memory: the table, 32 Q (K+1) bytes while it is
+    made, and some 15 bytes for each of query_block x database_chunk pairs. Nothing grows with N.
+    An empty database (N = 0, say a shard) gives zeros.
+    """
+    hash_bit, device = _integer(hash_bit, "hash_bit", most=MAX_BITS), _device(device)
+    query_codes = check_codes(query_codes, hash_bit, "query codes")
+    targets = _label_tensor(check_labels(query_labels, len(query_codes), "query labels"), device)
+    bins, chunk = 2 * (hash_bit + 1), _integer(database_chunk, "database_chunk")
+    # The keys below are whole numbers in float32, exact up to 2^24.
+    query_block = min(_integer(query_block, "query_block"), 2**24 // bins)
+    rows = torch.arange(query_block, device=device, dtype=torch.float32)[:, None] * bins
+    table = torch.zeros(len(query_codes), bins, dtype=torch.int64, device=device)
+    for codes, labels in _chunks(database_codes, database_labels, hash_bit, chunk):
+        signs, labels = _signs(codes, hash_bit, device), _label_tensor(labels, device)
+        for start in range(0, len(table), query_block):
+            block = slice(start, start + query_block)
+            counts = table[block]
+            # A pair's key: row of the query, then irrelevant or relevant, then distance.
+            keys = _distances(_signs(query_codes[block], hash_bit, device), signs)
+            keys.add_(_share_label(targets[block], labels), alpha=hash_bit + 1)
+            keys = keys.add_(rows[: len(counts)]).int().view(-1)
+            counts += torch.bincount(keys, minlength=counts.numel()).view_as(counts)
+    irrelevant, relevant = np.split(table.cpu().numpy(), 2, axis=1)
+    return Histograms(irrelevant + relevant, relevant.copy())
+
+
+# ------------------------------------------------------------------------ explicit rankings
+
+
+@torch.inference_mode()
+def nearest(
+    query_codes: Array, database_codes: Array, hash_bit: int, k: int,
+    device: str | torch.device = "cpu",
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k <= N nearest database items of each query, exact, ties by database index.
+
+    Packed codes (Q, W) and (N, W); a memory-mapped database is read in chunks, once for 64 queries.
+    Returns indices int64 (Q, k) and distances int32 (Q, k), nearest first.
+    """
+    query_codes = check_codes(query_codes, hash_bit, "query codes")
+    database_codes = _array(database_codes)
+    check_codes(database_codes[:1] if database_codes.ndim else database_codes, hash_bit,
+                "database codes")
+    k, device = _integer(k, "k", most=len(database_codes)), _device(device)
+    best = np.empty((len(query_codes), k), np.int64)
+    for start in range(0, len(query_codes), 64):
+        query = _signs(query_codes[start : start + 64], hash_bit, device)
+        found = torch.empty(len(query), 0, dtype=torch.int64, device=device)
+        for first in range(0, len(database_codes), 8192):
+            codes = check_codes(database_codes[first : first + 8192], hash_bit, "database codes")
+            # Keys distance * 2^40 + index are all different: top-k has no ties left to break.
+            keys = _distances(query, _signs(codes, hash_bit, device)).long() << 40
+            keys += torch.arange(first, first + len(codes), device=device)
+            found = torch.cat([found, keys], dim=1)
+            found = found.topk(min(k, found.shape[1]), largest=False).values
+        best[start : start + 64] = found.cpu().numpy()
+    return best & (2**40 - 1), (best >> 40).astype(np.int32)
+
+
+def _stable_blocks(
+    query_codes: Array, database_codes: Array, query_labels: Array, database_labels: Array,
+    hash_bit: int, device: str | torch.device,
+) -> Iterator[np.ndarray]:
+    """Relevance of the whole stable ranking, bool (B, N), one block of queries after the other."""
+    device, size = _device(device), max(1, 2**22 // max(1, len(database_codes)))
+    query_codes = check_codes(query_codes, hash_bit, "query codes")
+    database_codes = check_codes(database_codes, hash_bit, "database codes")
+    targets = _label_tensor(check_labels(query_labels, len(query_codes), "query labels"), device)
+    labels = check_labels(database_labels, len(database_codes), "database labels")
+    labels = _label_tensor(labels, device)
+    for start in range(0, len(query_codes), size):
+        query = _signs(query_codes[start : start + size], hash_bit, device)
+        relevance = _share_label(targets[start : start + size], labels).cpu().numpy()
+        distances = np.empty(relevance.shape, np.int16)  # numpy sorts these stably by radix
+        for first in range(0, len(database_codes), 8192):
+            part = _signs(database_codes[first : first + 8192], hash_bit, device)
+            distances[:, first : first + 8192] = _distances(query, part).short().cpu().numpy()
+        yield np.take_along_axis(relevance, np.argsort(distances, axis=1, kind="stable"), axis=1)
+
+
+@torch.inference_mode()
+def stable_relevance(
+    query_codes: Array, database_codes: Array, query_labels: Array, database_labels: Array,
+    hash_bit: int, R: int, device: str | torch.device = "cpu",
+) -> np.ndarray:
+    """Relevance of the first R of `numpy.argsort(distances, kind="stable")`: bool (Q, min(R, N)).
+
+    Inputs as `distance_histograms`, arrays only. Besides the result, memory is some 15 bytes for
+    each of 4 million pairs, or for one query and the whole database if that is more.
+    """
+    R = _integer(R, "R")
+    blocks = _stable_blocks(
+        query_codes, database_codes, query_labels, database_labels, hash_bit, device)
+    parts = [block[:, :R].copy() for block in blocks]
+    return np.concatenate(parts or [np.zeros((0, min(R, len(database_codes))), bool)])
+
+
+def ranked_ap(
+    relevance: Array, R: int, strict: bool = False, num_relevant: Array | None = None
+) -> np.ndarray:
+    """AP@R of explicit rankings, relevance bool (Q, at least R, or N): float64 (Q,).
+
+    Divides by the hits within the top R. `strict` divides by min(R, num_relevant), where
+    num_relevant (Q,) counts the relevant items of the whole database.
+    """
+    relevance = _array(relevance)
+    _require(relevance.ndim == 2, f"relevance has shape {relevance.shape}, expected (Q, R).")
+    _require(not strict or num_relevant is not None,
+             "num_relevant is missing: strict AP divides by min(R, num_relevant).")
+    relevance = relevance[:, : _integer(R, "R")]
+    ranks = np.arange(1, relevance.shape[1] + 1)
+    ap, size = np.zeros(len(relevance)), max(1, 2**20 // max(1, len(ranks)))
+    for start in range(0, len(relevance), size):
+        block = relevance[start : start + size] != 0
+        hits = np.cumsum(block, axis=1, dtype=np.float64)
+        ap[start : start + size] = (hits / ranks * block).sum(axis=1)
+    found = (relevance != 0).sum(axis=1)
+    if strict:
+        found = np.minimum(len(ranks), _array(num_relevant))
+    return ap / np.maximum(found, 1)
+
+
+@torch.inference_mode()
+def float_map(
+    query: Array, database: Array, query_labels: Array, database_labels: Array, R: int,
+    device: str | torch.device = "cpu",
+) -> float:
+    """mAP@R (published denominator) of real vectors (Q, D), (N, D) by Euclidean distance.
+
+    Ties go by database index. Distances are float32 matrix products of vectors centred on the
+    database mean: items whose distances differ by less than float32 rounding may swap places. For
+    cosine, normalise the vectors first.
+    """
+    R, device, query, database = _integer(R, "R"), _device(device), _array(query), _array(database)
+    for what, values in (("query", query), ("database", database)):
+        _require(values.ndim == 2 and len(values) and values.shape[1:] == query.shape[1:],
+                 f"{what} vectors have shape {values.shape}, expected (N, D) with N >= 1, same D.")
+        _require(values.dtype.kind in "fiu" and np.isfinite(values).all(),
+                 f"{what} vectors ({values.dtype}) are not all finite real numbers.")
+    targets = _label_tensor(check_labels(query_labels, len(query), "query labels"), device)
+    labels = _label_tensor(check_labels(database_labels, len(database), "database labels"), device)
+    # |q - d|^2 ranks as |d|^2 / 2 - q d; centring keeps both terms small, so float32 loses less.
+    centre = database.mean(axis=0, dtype=np.float64)
+    vectors = torch.from_numpy((database - centre).astype(np.float32)).to(device)
+    half_norms = vectors.square().sum(1) / 2
+    total, size = 0.0, max(1, 2**22 // len(database))
+    for start in range(0, len(query), size):
+        block = (query[start : start + size] - centre).astype(np.float32)
+        block = torch.from_numpy(block).to(device)
+        order = (half_norms - _product(block, vectors)).sort(stable=True).indices[:, :R]
+        relevance = _share_label(targets[start : start + size], labels).gather(1, order)
+        total += ranked_ap(relevance, R).sum()
+    return float(total / len(query))
+
+
+# ------------------------------------------------------------------------ metrics of histograms
+
+
+class _Cut(NamedTuple):
+    """Histograms cut at R, float64: the groups of ties wholly inside, and the one astride R."""
+
+    items: np.ndarray  # (B, K+1): n of the groups inside, 0 for the others
+    relevant: np.ndarray  # (B, K+1): their r
+    before: np.ndarray  # (B, K+1): c, the items before them
+    hits: np.ndarray  # (B, K+1): h, the hits before them
+    n: np.ndarray  # (B,), as all below: the straddling group, 0 where R falls between two groups
+    r: np.ndarray
+    c: np.ndarray
+    h: np.ndarray
+    s: np.ndarray  # R - c, the slots of the straddling group inside the cut
+    fewest: np.ndarray  # how many of its r hits these slots can hold
+    most: np.ndarray
+    R: np.ndarray  # min(R, N)
+    total: np.ndarray  # relevant items, inside or not
+
+
+def _cut(items: np.ndarray, relevant: np.ndarray, R: int) -> _Cut:
+    ends = np.cumsum(items, axis=1)
+    R = np.minimum(R, ends[:, -1])
+    inside = ends <= R[:, None]  # True, ..., True, False, ...
+    n_in, r_in = np.where(inside, items, 0), np.where(inside, relevant, 0)
+    group = inside.sum(axis=1, keepdims=True)
+    n, r = (np.take_along_axis(np.pad(table, ((0, 0), (0, 1))), group, axis=1)[:, 0]
+            for table in (items, relevant))
+    c, h = n_in.sum(axis=1), r_in.sum(axis=1)
+    s = R - c
+    return _Cut(*(np.asarray(part, np.float64) for part in (
+        n_in, r_in, np.cumsum(n_in, axis=1) - n_in, np.cumsum(r_in, axis=1) - r_in,
+        n, r, c, h, s, np.maximum(0, s - (n - r)), np.minimum(s, r), R, relevant.sum(axis=1))))
+
+
+def _each(histograms: Histograms, R: int, metric: Callable[[_Cut], np.ndarray]) -> np.ndarray:
+    """A metric of each query (Q,), in blocks of queries so that the float64 tables stay small."""
+    R, size = _integer(R, "R"), max(1, 2**18 // histograms.items.shape[1])
+    blocks = [slice(a, a + size) for a in range(0, len(histograms.items), size)]
+    values = [metric(_cut(histograms.items[b], histograms.relevant[b], R)) for b in blocks]
+    return np.concatenate([np.zeros(0), *values])
+
+
+_HARMONIC = np.cumsum(np.concatenate([[0.0], 1 / np.arange(1.0, 65.0)]))
+
+
+def _reciprocals(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Sum of 1/i for i in low+1..high, whole numbers of any size, to full relative precision.
+
+    A table up to 64, then H_m = log u + 1/(24 u^2) - 7/(960 u^4) + 31/(8064 u^6) + const, u = m +
+    1/2 (DeTemple 1993). A difference of two digammas would lose the digits that c (H_c+n - H_c)
+    needs.
+    """
+    start, end = np.minimum(low, 64).astype(int), np.minimum(high, 64).astype(int)
+    low, high = np.maximum(low, 64) + 0.5, np.maximum(high, 64) + 0.5
+    a, b = low**-2, high**-2
+    tail = (b - a) / 24 - 7 / 960 * (b**2 - a**2) + 31 / 8064 * (b**3 - a**3)
+    return _HARMONIC[end] - _HARMONIC[start] + np.log1p((high - low) / low) + tail
+
+
+def _tied(n: np.ndarray, c: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(one, two): x hits among n tied ranks, after c items with h hits, are expected to add
+    one * x + two * x(x-1) to the sum of the precisions at hits.
+
+    Rank c+t is a hit with probability x/n, then (t-1)(x-1)/(n-1) hits are expected before it in the
+    group: sum over t of x/n (h + 1 + (t-1)(x-1)/(n-1)) / (c+t), and t-1 = (c+t) - (c+1).
+    """
+    span = _reciprocals(c, c + n)
+    return (h + 1) * span / np.maximum(n, 1), (n - (c + 1) * span) / np.maximum(n * (n - 1), 1)
+
+
+def _inverse_hits(cut: _Cut) -> tuple[np.ndarray, np.ndarray]:
+    """P(h+x > 0) and the sum of P(x)/(h+x) over h+x > 0, x ~ Hypergeometric(n, r, s): both (B,)."""
+    mode = np.floor((cut.r + 1) * (cut.s + 1) / (cut.n + 2))
+    # Farther than `reach` from the mean lies less than 2 exp(-40) of the mass (Bernstein's
+    # inequality, which Hoeffding 1963 carries over to draws without replacement; s or n - s draws
+    # deviate alike).
+    variance = np.minimum(cut.s, cut.n - cut.s) * cut.r * (cut.n - cut.r)
+    variance = variance / np.maximum(cut.n, 1) ** 2
+    reach = np.ceil(40 / 3 + np.sqrt((40 / 3) ** 2 + 80 * variance)) + 2
+    up, down = np.minimum(cut.most - mode, reach), np.minimum(mode - cut.fewest, reach)
+    some, inverse = np.zeros_like(mode), np.zeros_like(mode)
+    size = max(1, int(2**18 // (1 + (up + down).max(initial=0))))
+    for start in range(0, len(mode), size):
+        b = slice(start, start + size)
+        n, r, s, h, x = (part[b, None] for part in (cut.n, cut.r, cut.s, cut.h, mode))
+        # Weights from the mode outwards, by ratios of neighbours: factorials would cost digits. The
+        # ratio at an end of the support is 0, and keeps all that follows at 0.
+        above, below = x + np.arange(up[b].max()), x - np.arange(down[b].max())
+        hits = h + np.concatenate([x, above + 1, below - 1], axis=1)
+        above = (r - above) * (s - above) / ((above + 1) * (n - r - s + above + 1))
+        below = below * (n - r - s + below) / ((r - below + 1) * (s - below + 1))
+        weight = [np.ones_like(x), np.cumprod(above, axis=1), np.cumprod(below, axis=1)]
+        weight = np.concatenate(weight, axis=1)
+        weight = np.where(hits > 0, weight, 0) / weight.sum(axis=1, keepdims=True)
+        some[b], inverse[b] = weight.sum(axis=1), (weight / np.maximum(hits, 1)).sum(axis=1)
+    return some, inverse
+
+
+def expected_ap(histograms: Histograms, R: int, strict: bool = False) -> np.ndarray:
+    """AP@R in expectation over all orders of tied items, exact up to rounding: float64 (Q,).
+
+    The published AP divides by the hits within the top R, which is random where a group straddles
+    the cut; the expectation is of the whole ratio. `strict` divides by min(R, number relevant)
+    instead. R > N means R = N.
+    """
+
+    def metric(cut: _Cut) -> np.ndarray:
+        one, two = _tied(cut.items, cut.before, cut.hits)
+        inside = (cut.relevant * (one + (cut.relevant - 1) * two)).sum(axis=1)
+        one, two = _tied(cut.s, cut.c, cut.h)
+        mean = cut.s * cut.r / np.maximum(cut.n, 1)  # E[x], x hits in the s slots
+        if strict:
+            pairs = mean * (cut.s - 1) * (cut.r - 1) / np.maximum(cut.n - 1, 1)  # E[x(x-1)]
+            return (inside + one * mean + two * pairs) / np.maximum(np.minimum(cut.R, cut.total), 1)
+        # Given x, AP = (inside + one x + two x(x-1)) / (h+x) = two x + constant + rest / (h+x),
+        # where rest = inside - h constant; without a hit, AP = 0. So E[1/(h+x)] is all it takes
+        # beyond E[x].
+        constant = one - two * (1 + cut.h)
+        some, inverse = _inverse_hits(cut)
+        return two * mean + constant * some + (inside - cut.h * constant) * inverse
+
+    return _each(histograms, R, metric)
+
+
+def _run(start: np.ndarray, count: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """Sum of the precisions at hits on all of the ranks start+1..start+count, after h hits."""
+    return count + (h - start) * _reciprocals(start, start + count)
+
+
+def best_ap(histograms: Histograms, R: int) -> np.ndarray:
+    """Largest AP@R (published denominator) over all orders of tied items: float64 (Q,)."""
+
+    def metric(cut: _Cut) -> np.ndarray:
+        inside = _run(cut.before, cut.relevant, cut.hits).sum(axis=1)
+        # Hits come first in their group, but how many, x, should the cut hold? AP is a mean of
+        # precisions. One hit more appends (h+x+1) / (c+x+1) to them, which never falls with x. Once
+        # that raises the mean, so does every hit after it: AP falls, then rises, and is largest at
+        # an end.
+        return np.maximum(*((inside + _run(cut.c, x, cut.h)) / np.maximum(cut.h + x, 1)
+                            for x in (cut.fewest, cut.most)))
+
+    return _each(histograms, R, metric)
+
+
+def worst_ap(histograms: Histograms, R: int) -> np.ndarray:
+    """Smallest AP@R (published denominator) over all orders of tied items: float64 (Q,)."""
+
+    def metric(cut: _Cut) -> np.ndarray:
+        inside = _run(cut.before + cut.items - cut.relevant, cut.relevant, cut.hits).sum(axis=1)
+
+        def ap(x: np.ndarray) -> np.ndarray:
+            return (inside + _run(cut.R - x, x, cut.h)) / np.maximum(cut.h + x, 1)
+
+        # Hits come last in their group and, x of them, last before the cut. One more goes to rank
+        # R-x and gains (h+1) / (R-x), and 1/i at the ranks i = R-x+1..R after it: a gain that grows
+        # with x. AP(x+1) is a mean of AP(x) and gain(x). Once gain(x) >= AP(x), AP(x+1) <= gain(x)
+        # < gain(x+1) and it goes on rising: AP falls, then rises, and bisection finds the turn.
+        low, high = cut.fewest, cut.most
+        while (low < high).any():
+            x = np.floor((low + high) / 2)
+            gain = (cut.h + 1) / np.maximum(cut.R - x, 1) + _reciprocals(cut.R - x, cut.R)
+            rises = (gain >= ap(x)) | (low == high)
+            low, high = np.where(rises, low, x + 1), np.where(rises, x, high)
+        return ap(low)
+
+    return _each(histograms, R, metric)
+
+
+def chance_ap(histograms: Histograms, R: int) -> np.ndarray:
+    """Expected AP@R of a random order, all items tied: float64 (Q,). What any code has to beat."""
+    tables = (histograms.items, histograms.relevant)
+    return expected_ap(Histograms(*(table.sum(axis=1, keepdims=True) for table in tables)), R)
+
+
+def _expected_hits(cut: _Cut) -> np.ndarray:
+    return cut.h + cut.s * cut.r / np.maximum(cut.n, 1)
+
+
+def recall_at(histograms: Histograms, R: int) -> np.ndarray:
+    """Hits in the top R / all relevant items, expected over orders of ties: float64 (Q,)."""
+    return _each(histograms, R, lambda cut: _expected_hits(cut) / np.maximum(cut.total, 1))
+
+
+def precision_at(histograms: Histograms, k: int) -> np.ndarray:
+    """Hits in the top k / min(k, N), expected over orders of ties: float64 (Q,)."""
+    return _each(histograms, k, lambda cut: _expected_hits(cut) / np.maximum(cut.R, 1))
+
+
+def precision_within_radius(histograms: Histograms, radius: int = 2) -> np.ndarray:
+    """Relevant items / items at distance <= radius, 0 where there are none: float64 (Q,)."""
+    end = _integer(radius, "radius", least=0) + 1
+    items, relevant = (t[:, :end].sum(axis=1) for t in (histograms.items, histograms.relevant))
+    return relevant / np.maximum(items, 1)
+
+
+def summarise(histograms: Histograms, R: int, ties: str = "expected") -> dict[str, Any]:
+    """The results of `evaluate` from (summed) histograms alone, so not for ties="stable"."""
+    map_by_ties = {"expected": expected_ap, "min": worst_ap, "max": best_ap}
+    _require(ties in map_by_ties, f"ties is {ties!r}, expected one of {', '.join(TIES)}"
+             " ('stable' needs the codes: call evaluate).")
+    _require(len(histograms.items) and histograms.items.any(),
+             "there are no queries or no database items, expected at least one of each.")
+    num_database = int(histograms.items[0].sum())
+    means = {
+        **{f"map_{name}": metric(histograms, R) for name, metric in map_by_ties.items()},
+        "map_strict": expected_ap(histograms, R, strict=True),
+        "map_all": expected_ap(histograms, num_database),
+        "map_chance": chance_ap(histograms, R),
+        "recall": recall_at(histograms, R),
+        "precision_radius2": precision_within_radius(histograms, 2),
+    }
+    means = {name: float(values.mean()) for name, values in means.items()}
+    means["map"] = means[f"map_{ties}"]
+    del means["map_expected"]
+    precision = {str(k): float(precision_at(histograms, k).mean()) for k in (1, 10, 100)}
+    return {"hash_bit": histograms.items.shape[1] - 1, "R": int(R), "ties": ties, **means,
+            "precision_at": precision, "num_query": len(histograms.items),
+            "num_database": num_database}
+
+
+def evaluate(
+    query_codes: Array, database_codes: Array, query_labels: Array, database_labels: Array,
+    hash_bit: int, R: int | None = None, ties: str = "expected", device: str | torch.device = "cpu",
+) -> dict[str, Any]:
+    """Everything in results.json but the seconds, as plain Python numbers (means over queries).
+
+    Inputs as `distance_histograms`, arrays only. R=None is the size of the smallest class in the
+    database. `map` follows `ties`: expected | stable | min | max. With stable, map_strict, map_all,
+    recall and precision_at are of the stable ranking, too; with min and max they stay expectations.
+    map_min, map_max, map_chance (random order) and precision_radius2 are the same for all.
+    """
+    _require(ties in TIES, f"ties is {ties!r}, expected one of {', '.join(TIES)}.")
+    for what, codes in (("query", query_codes), ("database", database_codes)):
+        _require(np.size(codes), f"there are no {what} codes, expected at least one.")
+    data = query_codes, database_codes, query_labels, database_labels, hash_bit
+    R = smallest_class(database_labels) if R is None else _integer(R, "R")
+    histograms = distance_histograms(*data, device=device)
+    results = summarise(histograms, R, "expected" if ties == "stable" else ties)
+    if ties == "stable":
+        results["ties"] = ties
+        results |= _stable_results(data, histograms.relevant.sum(axis=1), R, device)
+    return results
+
+
+@torch.inference_mode()
+def _stable_results(data: tuple, total: np.ndarray, R: int, device: Any) -> dict[str, Any]:
+    names = ("map", "map_strict", "map_all", "recall", "1", "10", "100")
+    values, done = [], 0
+    for block in _stable_blocks(*data, device):
+        relevant = total[done : done + len(block)]
+        done += len(block)
+        values.append([
+            ranked_ap(block, R), ranked_ap(block, R, True, relevant),
+            ranked_ap(block, block.shape[1]),
+            block[:, :R].sum(axis=1) / np.maximum(relevant, 1),
+            *(block[:, :k].mean(axis=1) for k in (1, 10, 100))])
+    means = dict(zip(names, np.concatenate(values, axis=1).mean(axis=1).tolist(), strict=True))
+    return {"precision_at": {k: means.pop(k) for k in ("1", "10", "100")}, **means}

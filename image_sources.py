@@ -1,0 +1,241 @@
+"""Where pixels come from: folders, zips, GeoTIFFs and HDF5, each read one image at a time as uint8.
+
+An ImageSource is one view of every scene (Sentinel-2, VHR, MS or PAN). data_loader.py decides which
+sources a dataset has and pairs them by name; image_store.py decodes each of them once.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from utils import InputError, sha256_of
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+# Sentinel-2 bands in EuroSAT's 13-band files, and the short-wave infrared false colour made of them.
+EUROSAT_BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12",
+                 "B8A")
+SWIR_BANDS = ("B12", "B8A", "B04")
+SWIR_WHITE = 4000  # digital number drawn as 255; 10,000 is reflectance 1
+
+
+class ImageSource:
+    """One view of N scenes: `read(i)` gives uint8 (H, W, C), C = 1 or 3; `size(i)` gives (H, W).
+
+    `stamp` is a string that changes when the images do; cached pixels and features hang on it.
+    `where(i)` names image i in messages.
+    """
+
+    channels = 3
+    stamp = ""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, index: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def size(self, index: int) -> tuple[int, int]:
+        raise NotImplementedError
+
+    def where(self, index: int) -> str:
+        raise NotImplementedError
+
+
+# ---------------------------------------------------------------- containers of files
+
+
+class Folder:
+    """Image files below a folder. `files` maps relative POSIX paths to (size, mtime)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.files: dict[str, tuple[int, int]] = {}
+        for path in sorted(root.rglob("*")):
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+                status = path.stat()
+                self.files[path.relative_to(root).as_posix()] = (status.st_size, status.st_mtime_ns)
+
+    def read_bytes(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+
+class Zip:
+    """Image files inside a zip, read in place, so that no member can land outside its folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.files: dict[str, tuple[int, int]] = {}
+        try:
+            with zipfile.ZipFile(root) as archive:
+                for member in archive.infolist():
+                    if Path(member.filename).suffix.lower() in IMAGE_SUFFIXES:
+                        self.files[member.filename] = (member.file_size, member.CRC)
+        except zipfile.BadZipFile as error:
+            raise InputError(f"{root} is not a whole zip file ({error}): download it again") from None
+        self._local = threading.local()  # one open archive a thread: decoding runs in several
+
+    def read_bytes(self, name: str) -> bytes:
+        if not hasattr(self._local, "archive"):
+            self._local.archive = zipfile.ZipFile(self.root)
+        return self._local.archive.read(name)
+
+
+def open_container(path: Path) -> Folder | Zip:
+    """A folder or a zip of images. Raises InputError when it is neither or holds no image."""
+    if path.is_dir():
+        container: Folder | Zip = Folder(path)
+    elif path.is_file():
+        container = Zip(path)
+    else:
+        raise InputError(f"{path} does not exist: expected a folder or a zip with images")
+    if not container.files:
+        raise InputError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return container
+
+
+# ---------------------------------------------------------------- decoders: bytes -> uint8 (H, W, C)
+
+
+def _open(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any 8 or 16 bit image as RGB; alpha is dropped, grey is repeated, 16 bits keep the upper 8."""
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("32-bit pixels, expected 8 or 16 bits")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, expected 8 or 16 bits")
+    return image.convert("RGB")
+
+
+def decode_rgb(data: bytes) -> np.ndarray:
+    """An image file as uint8 (H, W, 3)."""
+    return np.asarray(_rgb(_open(data)))
+
+
+def _square256(data: bytes) -> Image.Image:
+    image = _rgb(_open(data))
+    return image if image.size == (256, 256) else image.resize((256, 256), Image.Resampling.BICUBIC)
+
+
+def decode_wald_pan(data: bytes) -> np.ndarray:
+    """Simulated panchromatic image: the luminance (ITU-R 601) at 256x256; uint8 (256, 256, 1)."""
+    return np.asarray(_square256(data).convert("L"))[..., None]
+
+
+def decode_wald_ms(data: bytes) -> np.ndarray:
+    """Simulated multispectral image: RGB averaged over 4x4 pixels; uint8 (64, 64, 3).
+
+    Wald et al., PE&RS 1997: degrade a sharp image by the ratio between the two sensors.
+    """
+    pixels = np.asarray(_square256(data), dtype=np.uint32)
+    sums = pixels.reshape(64, 4, 64, 4, 3).sum(axis=(1, 3))
+    return ((sums + 8) // 16).astype(np.uint8)
+
+
+def decode_swir(data: bytes) -> np.ndarray:
+    """EuroSAT's 13-band GeoTIFF as false colour B12, B8A, B04; uint8 (H, W, 3).
+
+    One fixed linear stretch for all images, so that brightness stays comparable between them.
+    """
+    rasterio = _require("rasterio", "13-band GeoTIFFs")
+    with rasterio.io.MemoryFile(data) as memory, memory.open() as file:
+        if file.count != len(EUROSAT_BANDS):
+            raise ValueError(f"{file.count} bands, expected {len(EUROSAT_BANDS)}")
+        bands = file.read([EUROSAT_BANDS.index(band) + 1 for band in SWIR_BANDS])
+    scaled = np.clip(bands.astype(np.float32) * (255 / SWIR_WHITE), 0, 255)
+    return np.ascontiguousarray(np.rint(scaled).astype(np.uint8).transpose(1, 2, 0))
+
+
+def _require(module: str, purpose: str):
+    import importlib
+    import logging
+    import warnings
+
+    try:
+        loaded = importlib.import_module(module)
+    except ImportError:
+        raise InputError(f"reading {purpose} needs the package {module}: pip install {module}") from None
+    if module == "rasterio":  # tiles without map coordinates are fine here
+        warnings.filterwarnings("ignore", category=loaded.errors.NotGeoreferencedWarning)
+        logging.getLogger("rasterio").setLevel(logging.ERROR)
+    return loaded
+
+
+class ImageFiles(ImageSource):
+    """Images in a folder or zip, in the order of `files` (paths relative to the container)."""
+
+    def __init__(self, container: Folder | Zip, files: Sequence[str],
+                 decode: Callable[[bytes], np.ndarray] = decode_rgb) -> None:
+        self.container, self.files, self.decode = container, list(files), decode
+        self.channels = 1 if decode is decode_wald_pan else 3
+        self.stamp = sha256_of(decode.__name__, *(f"{name}{container.files[name]}" for name in files))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def where(self, index: int) -> str:
+        return f"{self.container.root}: {self.files[index]}"
+
+    def read(self, index: int) -> np.ndarray:
+        return self.decode(self.container.read_bytes(self.files[index]))
+
+    def size(self, index: int) -> tuple[int, int]:
+        if self.decode is decode_wald_pan:
+            return 256, 256
+        if self.decode is decode_wald_ms:
+            return 64, 64
+        if self.decode is decode_swir:
+            return self.read(index).shape[:2]
+        with Image.open(io.BytesIO(self.container.read_bytes(self.files[index]))) as image:
+            return image.height, image.width
+
+
+class Hdf5Images(ImageSource):
+    """DSRSID's MUL_IMAGES (N, 4, 64, 64) or PAN_IMAGES (N, 1, 256, 256), read lazily.
+
+    MATLAB stores columns first, so h5py sees the last two axes swapped. Of the four bands (blue,
+    green, red, near infrared) the three visible ones are shown to an ImageNet network, as RGB.
+    """
+
+    def __init__(self, path: Path, key: str, rows: np.ndarray) -> None:
+        h5py = _require("h5py", "DSRSID.mat")
+        # A chunk may hold many images: a large chunk cache keeps it from being unpacked for each.
+        self.file = h5py.File(path, "r", rdcc_nbytes=64 << 20)
+        self.path, self.key, self.rows = path, key, rows
+        if key not in self.file:
+            raise InputError(f"{path} has no {key}; it holds {', '.join(self.file) or 'nothing'}")
+        self.data = self.file[key]
+        bands = 4 if key == "MUL_IMAGES" else 1
+        if self.data.ndim != 4 or self.data.shape[1] != bands or self.data.dtype != np.uint8:
+            raise InputError(f"{path}: {key} is {self.data.dtype} {self.data.shape}, expected uint8 "
+                             f"(N, {bands}, H, W)")
+        self.channels = 1 if bands == 1 else 3
+        status = path.stat()
+        self.stamp = sha256_of(key, self.data.shape, status.st_size, status.st_mtime_ns, rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def where(self, index: int) -> str:
+        return f"{self.path}: {self.key}[{self.rows[index]}]"
+
+    def read(self, index: int) -> np.ndarray:
+        pixels = self.data[int(self.rows[index])].transpose(2, 1, 0)
+        return np.ascontiguousarray(pixels if self.channels == 1 else pixels[..., [2, 1, 0]])
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.data.shape[3], self.data.shape[2]

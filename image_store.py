@@ -1,0 +1,285 @@
+"""Images decoded once into a uint8 store, and resized, cropped and flipped in batches on the device.
+
+Every resize of a Pillow image is a small matrix per axis (the triangle filter, as wide as the step down),
+so "resize 256, crop, resize 224, flip" is two matrix products per image: exact, batched, and the same
+on any device. Boxes are drawn on the CPU, so all devices see the same augmentations.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from image_sources import ImageSource
+from utils import InputError, progress, sha256_of
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+STORE_VERSION = 1
+
+
+def resize_side(image_size: int) -> int:
+    """The shorter side before cropping: 256 for the published 224, in proportion for other sizes."""
+    return round(image_size * 256 / 224)
+
+
+def scaled_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """(height, width) after torchvision's Resize(side): the shorter side becomes `side`."""
+    if height <= width:
+        return side, int(side * width / height)
+    return int(side * height / width), side
+
+
+# ---------------------------------------------------------------- the store
+
+
+class ImageStore:
+    """All images of one source as uint8, padded to a common shape.
+
+    images: (N, C, H, W) uint8, an array or a memory map. sizes: (N, 2) int64, the valid height and width.
+    side: the shorter side after the first resize. Images larger than that are already resized to it
+    (by Pillow, exactly as torchvision would); smaller ones are kept as they are and enlarged on the
+    device, which is 16 times less to store and move for EuroSAT. key: changes with the content.
+    """
+
+    def __init__(self, images: np.ndarray, sizes: np.ndarray, side: int, key: str) -> None:
+        self.images, self.sizes, self.side, self.key = images, sizes, side, key
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @staticmethod
+    def open(source: ImageSource, label: str, image_size: int, cache_dir: Path | None,
+             workers: int = 4) -> ImageStore:
+        """Decode every image of `source`, or map the store that an earlier run decoded.
+
+        Args:
+            source: N images. label: for the file name and the progress bar. image_size: side of the
+                final crop. cache_dir: where stores lie, None to keep this one in memory.
+            workers: decoding threads.
+        Raises:
+            InputError: images that cannot be read: how many, and the first ones.
+        """
+        side = resize_side(image_size)
+        key = sha256_of(STORE_VERSION, source.stamp, side)[:16]
+        if cache_dir is None:
+            return ImageStore(*_decode(source, label, side, None, workers), side, key)
+        path = cache_dir / "images" / f"{label}-{key}.npy"
+        sizes_path = path.with_suffix(".sizes.npy")
+        if not path.exists():  # renamed last, so sizes_path is whole when it exists
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+            try:
+                _, sizes = _decode(source, label, side, aside, workers)
+                np.save(sizes_path, sizes)
+                os.replace(aside, path)
+            finally:
+                aside.unlink(missing_ok=True)
+        return ImageStore(np.load(path, mmap_mode="r"), np.load(sizes_path), side, key)
+
+
+def _decode(source: ImageSource, label: str, side: int, path: Path | None, workers: int
+            ) -> tuple[np.ndarray, np.ndarray]:
+    bad: list[str] = []
+
+    def size(index: int) -> tuple[int, int]:
+        try:
+            height, width = source.size(index)
+        except InputError:
+            raise
+        except Exception as error:  # Pillow, GDAL and zlib raise many kinds for a damaged file
+            bad.append(f"{source.where(index)} ({error})")
+            return 1, 1
+        return scaled_size(height, width, side) if min(height, width) > side else (height, width)
+
+    with ThreadPoolExecutor(workers) as pool:
+        sizes = np.array(list(pool.map(size, range(len(source)), chunksize=64)), dtype=np.int64)
+        _complain(bad, len(source))
+        shape = (len(source), source.channels, *sizes.max(axis=0).tolist())
+        images = (np.zeros(shape, np.uint8) if path is None else
+                  np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape))
+
+        def fill(index: int) -> None:
+            height, width = sizes[index]
+            try:
+                pixels = source.read(index)
+            except Exception as error:
+                bad.append(f"{source.where(index)} ({error})")
+                return
+            if pixels.shape[:2] != (height, width):
+                image = Image.fromarray(pixels[..., 0] if source.channels == 1 else pixels)
+                pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+                pixels = pixels.reshape(height, width, source.channels)
+            images[index, :, :height, :width] = pixels.transpose(2, 0, 1)
+
+        for _ in progress(pool.map(fill, range(len(source))), f"decoding {label}", len(source)):
+            pass
+    _complain(bad, len(source))
+    if isinstance(images, np.memmap):
+        images.flush()
+    return images, sizes
+
+
+def _complain(bad: list[str], total: int) -> None:
+    if bad:
+        more = f" and {len(bad) - 3:,} more" if len(bad) > 3 else ""
+        raise InputError(f"{len(bad):,} of {total:,} images cannot be read: {'; '.join(sorted(bad)[:3])}"
+                         f"{more}; replace or remove them")
+
+
+class ImageLoader:
+    """Batches of a store on a device: from a resident copy where it fits, else fetched ahead by a thread."""
+
+    def __init__(self, store: ImageStore, device: torch.device, resident: bool | None = None) -> None:
+        """resident: keep the whole store on the device; None decides for CUDA by a third of what is free."""
+        self.store, self.device = store, device
+        self.sizes = torch.from_numpy(store.sizes)
+        if resident is None:
+            resident = (device.type == "cuda"
+                        and store.images.nbytes < torch.cuda.mem_get_info(device)[0] / 3)
+        self.images = torch.from_numpy(np.array(store.images)).to(device) if resident else None
+
+    def batches(self, rows: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each (B,) int64 CPU tensor of rows: images uint8 (B, C, H, W) on the device, sizes (B, 2)."""
+        if self.images is not None:
+            for batch in rows:
+                yield self.images[batch.to(self.device)], self.sizes[batch]
+            return
+        with ThreadPoolExecutor(1) as pool:
+            waiting: deque = deque()
+            for batch in rows:
+                waiting.append((pool.submit(self._fetch, batch), self.sizes[batch]))
+                if len(waiting) > 2:
+                    images, sizes = waiting.popleft()
+                    yield images.result().to(self.device, non_blocking=True), sizes
+            for images, sizes in waiting:
+                yield images.result().to(self.device, non_blocking=True), sizes
+
+    def _fetch(self, batch: Tensor) -> Tensor:
+        images = torch.from_numpy(self.store.images[batch.numpy()])
+        return images.pin_memory() if self.device.type == "cuda" else images
+
+
+# ---------------------------------------------------------------- transforms
+
+
+def axis_matrix(start: Tensor, extent: Tensor, length: Tensor, first: Tensor, count: int, width: int
+                ) -> Tensor:
+    """Rows of the matrix by which Pillow's bilinear filter resizes one axis.
+
+    Args:
+        start, extent: (B,) the source interval [start, start + extent), whole pixels; pixels outside it
+            are not looked at, as after a crop. length: (B,) pixels it is resized to. first: (B,)
+            the first of the `count` output pixels wanted. width: columns, at least start + extent.
+    Returns:
+        float32 (B, count, width); each row sums to 1.
+    """
+    start, extent, length, first = (value.double()[:, None, None] for value in
+                                    (start, extent, length, first))
+    step = extent / length
+    reach = step.clamp(min=1.0)  # a step down averages over the step, a step up interpolates
+    centre = start + (first + torch.arange(count, device=start.device)[:, None] + 0.5) * step
+    pixel = torch.arange(width, device=start.device, dtype=torch.float64)
+    weight = (1 - (pixel + 0.5 - centre).abs() / reach).clamp(min=0)
+    weight = weight * ((pixel >= start) & (pixel < start + extent))
+    # Rows past an image that is smaller than others of its batch are empty and never used: 0, not NaN.
+    return (weight / weight.sum(dim=-1, keepdim=True).clamp(min=1e-12)).float()
+
+
+def random_crops(heights: Tensor, widths: Tensor, generator: torch.Generator
+                 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Boxes with the distribution of torchvision's RandomResizedCrop (scale 0.08..1, ratio 3/4..4/3).
+
+    Args:
+        heights, widths: (B,) int64 image sizes. generator: of the CPU.
+    Returns:
+        top, left, height, width, each (B,) int64.
+    """
+    draws = torch.rand(len(heights), 12, 2, generator=generator, dtype=torch.float64)
+    area = (heights * widths)[:, None] * (0.08 + 0.92 * draws[:, :10, 0])
+    bound = math.log(4 / 3)
+    ratio = torch.exp((2 * draws[:, :10, 1] - 1) * bound)
+    wide = torch.round(torch.sqrt(area * ratio)).long()
+    high = torch.round(torch.sqrt(area / ratio)).long()
+    fits = (wide > 0) & (wide <= widths[:, None]) & (high > 0) & (high <= heights[:, None])
+    chosen = fits.int().argmax(dim=1, keepdim=True)  # the first attempt that fits
+    found = fits.any(dim=1)
+    # Ten misses: the largest centred box whose ratio is allowed.
+    fallback_width = torch.minimum(widths, torch.round(heights * 4 / 3).long())
+    fallback_height = torch.minimum(heights, torch.round(widths * 4 / 3).long())
+    width = torch.where(found, wide.gather(1, chosen)[:, 0], fallback_width)
+    height = torch.where(found, high.gather(1, chosen)[:, 0], fallback_height)
+    top = torch.where(found, (draws[:, 10, 0] * (heights - height + 1)).long(), (heights - height) // 2)
+    left = torch.where(found, (draws[:, 10, 1] * (widths - width + 1)).long(), (widths - width) // 2)
+    return top, left, height, width
+
+
+class Transform:
+    """uint8 batches of a store -> normalised float32 (B, 3, S, S), channels last, on their device."""
+
+    def __init__(self, image_size: int, side: int) -> None:
+        self.image_size, self.side = image_size, side
+
+    def _scaled(self, sizes: Tensor) -> Tensor:
+        """(B, 2) sizes after the first resize; stored images at or above `side` have had theirs."""
+        rows = [(height, width) if min(height, width) == self.side else scaled_size(height, width, self.side)
+                for height, width in sizes.tolist()]
+        return torch.tensor(rows)
+
+    def test(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Resize(side), CenterCrop(image_size), normalise, as torchvision does on Pillow images."""
+        sizes = self._shared(sizes)
+        scaled = self._scaled(sizes)
+        # Python's round, as torchvision: halves go to the even neighbour.
+        first = torch.round((scaled - self.image_size).double() / 2).long()
+        zero = torch.zeros(len(sizes), dtype=torch.long)
+        matrices = [axis_matrix(zero, sizes[:, axis], scaled[:, axis], first[:, axis], self.image_size,
+                                images.shape[2 + axis]) for axis in (0, 1)]
+        return self._apply(images, *matrices)
+
+    def train(self, images: Tensor, sizes: Tensor, generator: torch.Generator) -> Tensor:
+        """Resize(side), RandomResizedCrop(image_size), RandomHorizontalFlip, normalise."""
+        scaled = self._scaled(sizes)
+        top, left, height, width = random_crops(scaled[:, 0], scaled[:, 1], generator)
+        flip = torch.rand(len(sizes), generator=generator) < 0.5
+        matrices = []
+        for axis, (start, extent) in enumerate(((top, height), (left, width))):
+            longest = int(scaled[:, axis].max())
+            full = torch.full_like(start, self.image_size)
+            crop = axis_matrix(start, extent, full, torch.zeros_like(start), self.image_size, longest)
+            if not torch.equal(scaled, sizes):
+                shared = self._shared(torch.stack((sizes[:, axis], scaled[:, axis]), dim=1))
+                zero = torch.zeros(len(shared), dtype=torch.long)
+                crop = crop @ axis_matrix(zero, shared[:, 0], shared[:, 1], zero, longest,
+                                          images.shape[2 + axis])
+            elif longest < images.shape[2 + axis]:
+                crop = torch.nn.functional.pad(crop, (0, images.shape[2 + axis] - longest))
+            matrices.append(crop)
+        matrices[1] = torch.where(flip[:, None, None], matrices[1].flip(1), matrices[1])
+        return self._apply(images, *matrices)
+
+    @staticmethod
+    def _shared(rows: Tensor) -> Tensor:
+        """One row in place of B equal ones: the matrices then broadcast."""
+        return rows[:1] if bool((rows == rows[:1]).all()) else rows
+
+    def _apply(self, images: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
+        device = images.device
+        vertical, horizontal = vertical.to(device), horizontal.to(device)
+        pixels = images.float()
+        batch, channels, height, width = pixels.shape
+        pixels = pixels.reshape(batch, channels * height, width) @ horizontal.transpose(1, 2)
+        pixels = vertical[:, None] @ pixels.reshape(batch, channels, height, self.image_size)
+        mean = torch.tensor(IMAGENET_MEAN, device=device)[:, None, None] * 255
+        std = torch.tensor(IMAGENET_STD, device=device)[:, None, None] * 255
+        # A panchromatic image has one channel: broadcasting repeats it for the ImageNet network.
+        return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,98 @@
+"""Pseudo multi-labels and the multi-semantic hash loss (Sun et al., TGRS 2022).
+
+    latent --k-means--> centres --soft_assignment--> q --target_distribution--> p
+    loss = KL(p || q_image) + KL(p || q_feature) + lambda0 * (reconstruction errors)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.cluster.vq import kmeans, kmeans2, vq
+from torch import Tensor
+
+from utils import InputError
+
+
+def cluster_centres(latent: np.ndarray, n_clusters: int, starts: int = 20, seed: int = 0) -> np.ndarray:
+    """k-means centres with the least squared error of several k-means++ starts.
+
+    Args:
+        latent: float (N, D), finite. n_clusters: C. starts: independent starts. seed: decides them all.
+    Returns:
+        float32 (C, D).
+    Raises:
+        InputError: fewer distinct points than clusters.
+    """
+    # float64: scipy's running means lose digits in float32, and the result would depend on the order.
+    points = np.ascontiguousarray(latent, dtype=np.float64)
+    distinct = len(np.unique(points, axis=0))
+    if distinct < n_clusters:
+        raise InputError(f"{n_clusters} clusters need at least as many distinct latents, found {distinct}: "
+                         "lower --n_clusters or use more images")
+    best, least = None, np.inf
+    for start in range(starts):
+        generator = np.random.default_rng([seed, start])
+        guess, _ = kmeans2(points, n_clusters, iter=1, minit="++", missing="warn", rng=generator)
+        centres, _ = kmeans(points, guess, thresh=1e-6)  # Lloyd's iterations until they stand still
+        if len(centres) < n_clusters:
+            continue  # a cluster ran empty
+        error = float(np.square(vq(points, centres)[1]).sum())
+        if error < least:
+            best, least = centres, error
+    if best is None:
+        raise InputError(f"every k-means start lost a cluster: lower --n_clusters ({n_clusters})")
+    return best.astype(np.float32)
+
+
+def soft_assignment(latent: Tensor, centres: Tensor, alpha: float = 1.0) -> Tensor:
+    """The probability function: a Student-t kernel between latents and centres, rows normalised.
+
+    q_ij = (1 + |z_i - c_j|^2 / alpha)^(-(alpha + 1) / 2) / sum_j' (the same)
+
+    Args:
+        latent: float (N, D). centres: float (C, D). alpha: degrees of freedom, > 0.
+    Returns:
+        q, float (N, C), rows sum to 1.
+    """
+    squared = (latent[:, None, :] - centres[None, :, :]).square().sum(dim=2)
+    kernel = (1 + squared / alpha).pow(-(alpha + 1) / 2)
+    return kernel / kernel.sum(dim=1, keepdim=True)
+
+
+def target_distribution(q: Tensor) -> Tensor:
+    """The pseudo multi-labels: q sharpened and freed of cluster size, rows normalised.
+
+    p_ij = (q_ij^2 / sum_i q_ij) / sum_j' (the same), over the whole training set.
+
+    Args:
+        q: float (N, C), every column with some mass.
+    Returns:
+        p, float (N, C), rows sum to 1.
+    """
+    weight = q.square() / q.sum(dim=0, keepdim=True)
+    return weight / weight.sum(dim=1, keepdim=True)
+
+
+def multi_semantic_loss(target: Tensor, q_image: Tensor, q_feature: Tensor,
+                        reconstructions: Sequence[Tensor], features: Sequence[Tensor],
+                        lambda0: float = 5.0) -> tuple[Tensor, Tensor, Tensor]:
+    """KL(p || q_image) + KL(p || q_feature) + lambda0 * sum of the reconstruction errors.
+
+    The divergences are averaged over the batch *and* the clusters, as published: torch's
+    `reduction="mean"` of 2022. (`batchmean` would weigh them C times more.)
+
+    Args:
+        target: p, (B, C), constant. q_image, q_feature: (B, C), positive. reconstructions, features: one
+            (B, d) pair a source. lambda0: weight of the reconstruction.
+    Returns:
+        loss, divergence, reconstruction error; scalars.
+    """
+    # .mean() by hand: torch announces that its own "mean" will come to mean "batchmean".
+    divergence = sum(F.kl_div(q.log(), target, reduction="none").mean() for q in (q_image, q_feature))
+    error = torch.stack([F.mse_loss(made, given) for made, given in
+                         zip(reconstructions, features, strict=True)]).sum()
+    return divergence + lambda0 * error, divergence, error

@@ -1,0 +1,1 @@
+"""The first stage: pretraining the multisource autoencoder (see autoencoder.py)."""

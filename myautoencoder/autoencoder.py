@@ -1,0 +1,217 @@
+"""Stage 1: pretrain the multisource autoencoder on frozen features of paired images.
+
+    cd myautoencoder; python autoencoder.py                      EuroSAT in <repository>/data
+    python myautoencoder/autoencoder.py --data_name demo         no download needed
+    python -m myautoencoder.autoencoder --data_name pairs --source1 data/s2 --source2 data/vhr
+
+Images of each source go through a frozen ImageNet network once (cached). The autoencoder then learns
+a latent from which the features of every source can be told; train.py clusters it. Paths are relative
+to the repository. The result is <output_dir>/autoencoder.pth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script in this folder
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import hamming
+from data_loader import DATASETS, DataConfig, PairedDataset, load_dataset
+from features import dataset_features
+from network import MultisourceAutoencoder
+from options import add_data_flags, add_run_flags, add_training_flags, choose_R
+from utils import (
+    ArgumentParser,
+    InputError,
+    Run,
+    check_finite,
+    epoch_seed,
+    non_negative_float,
+    pick_device,
+    positive_int,
+    progress,
+    resolve_path,
+    run,
+    save_checkpoint,
+    seed_everything,
+    step_decay,
+)
+
+FORMAT = "mrhash-autoencoder-1"
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = ArgumentParser(prog="autoencoder.py", description=__doc__.splitlines()[0])
+    add_data_flags(parser, inherited=False)
+    group = parser.add_argument_group("method")
+    group.add_argument("--feature_backbone", "--pretrained_type", default="resnet50",
+                       help="torchvision model whose frozen features are reconstructed")
+    group.add_argument("--feature_weights", default="imagenet",
+                       help="imagenet (downloaded once), a state-dict file where there is no network, or "
+                            "none to try things out")
+    group.add_argument("--image_size", type=positive_int, default=224,
+                       help="side of the crop for the features; keep 224 unless time is short")
+    group.add_argument("--encoder", choices=("dual", "unisource"),
+                       help="dual sees both sources, unisource (as published) the first only (default: dual "
+                            "where there is a second source)")
+    group.add_argument("--init", choices=("he", "torch"), default="he",
+                       help="initial weights: torch's own as published, or He's, which learns faster and "
+                            "ends at a lower loss")
+    group.add_argument("--latent_dim", "--laten_dim", type=positive_int, default=64,
+                       help="width of the latent; more clusters may want more")
+    group.add_argument("--lambda1", type=non_negative_float, default=0.1,
+                       help="weight of the first source's reconstruction beside the second's")
+    group.add_argument("--lr", type=non_negative_float, default=0.001,
+                       help="Adam's rate, halved every 40 epochs; lower it if the loss is not finite")
+    group.add_argument("--epoch", type=positive_int, default=200,
+                       help="passes over the features; 50 are enough for a quick look")
+    group.add_argument("--select", choices=("loss", "last", "test_map"), default="loss",
+                       help="which epoch is kept: least training loss, the last one, or (as published, and "
+                            "peeking at the labels of the queries) the best mAP")
+    group.add_argument("--R", type=positive_int,
+                       help="the monitor is mAP@R (default: the smallest class in the database, 1900 for "
+                            "EuroSAT)")
+    group.add_argument("--data_hash", type=int, choices=(0, 1), default=0,
+                       help="1: the monitor ranks by the signs of the latent instead of its distances")
+    group.add_argument("--eval_frequency", type=int, default=20,
+                       help="monitor every so many epochs, 0 for never; test_map monitors every epoch")
+    add_run_flags(parser, batch_size=512)
+    add_training_flags(parser, "runs/autoencoder_<data_name>")
+    return parser.parse_args(arguments)
+
+
+def reconstruction_loss(reconstructions: Sequence[Tensor], features: Sequence[Tensor], lambda1: float
+                        ) -> Tensor:
+    """MSE(x2', x2) + lambda1 * MSE(x1', x1); with one source only, MSE(x1', x1)."""
+    first = F.mse_loss(reconstructions[0], features[0])
+    if len(features) == 1:
+        return first
+    return F.mse_loss(reconstructions[1], features[1]) + lambda1 * first
+
+
+def train_one_epoch(model: MultisourceAutoencoder, features: Sequence[Tensor], optimizer: torch.optim.Optimizer,
+                    batch_size: int, lambda1: float, generator: torch.Generator) -> Tensor:
+    """One pass over the features, which lie on the device; returns the mean loss, a scalar tensor."""
+    model.train()
+    count = len(features[0])
+    total = torch.zeros((), device=features[0].device)
+    order = torch.randperm(count, generator=generator).to(features[0].device)
+    for rows in order.split(batch_size):
+        batch = [x[rows] for x in features]
+        _, reconstructions = model(batch)
+        loss = reconstruction_loss(reconstructions, batch, lambda1)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total += loss.detach() * len(rows)  # stays on the device: .item() would wait for each step
+    return total / count
+
+
+def latent_map(model: MultisourceAutoencoder, features: Sequence[np.ndarray], dataset: PairedDataset, R: int,
+               signs: bool, device: torch.device) -> float:
+    """mAP@R of the latents: Euclidean distances, or Hamming distances of their signs."""
+    def encode(rows: np.ndarray) -> np.ndarray:
+        chunks = [model.encode_all([torch.from_numpy(x[part]).to(device) for x in features]).cpu()
+                  for part in np.array_split(rows, math.ceil(len(rows) / 8192))]
+        return torch.cat(chunks).numpy()
+
+    database, query = encode(dataset.database), encode(dataset.query)
+    labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
+    if signs:
+        return hamming.evaluate(hamming.pack_codes(query > 0), hamming.pack_codes(database > 0), *labels,
+                                hash_bit=database.shape[1], R=R, device=str(device))["map"]
+    return hamming.float_map(query, database, *labels, R=R, device=str(device))
+
+
+def main() -> None:
+    args = parse_arguments()
+    device = pick_device(args.device)
+    seed_everything(args.seed)
+
+    # ------------------------------------------------------------ data
+    data = DataConfig(DATASETS.get(args.data_name.lower(), args.data_name), args.data_dir, args.source1,
+                      args.source2, args.split_dir, args.max_per_class, args.seed)
+    dataset = load_dataset(data)
+    print(dataset.describe())
+    encoder = args.encoder or ("unisource" if dataset.source2 is None else "dual")
+    if encoder == "dual" and dataset.source2 is None:
+        raise InputError("--encoder dual needs a second source: name one with --source2, or use "
+                         "--encoder unisource")
+    labelled = dataset.labels is not None
+    if args.select == "test_map":
+        if not labelled:
+            raise InputError("--select test_map needs labels, and these images have none: use loss or last")
+        print("warning: --select test_map chooses the epoch by the labels of the test queries, as published; "
+              "do not compare its result with label-free methods", file=sys.stderr)
+    R = choose_R(args.R, dataset) if labelled else None
+    output_dir = resolve_path(args.output_dir or f"runs/autoencoder_{dataset.name.lower()}")
+    settings = {**vars(args), "encoder": encoder, "R": R, "fingerprint": dataset.fingerprint}
+    log = Run(output_dir, settings, args.resume, args.overwrite,
+              harmless={"output_dir", "resume", "overwrite", "device", "workers", "cache_dir", "data_dir",
+                        "epoch"})
+    feature_settings = {"feature_backbone": args.feature_backbone, "feature_weights": args.feature_weights,
+                        "image_size": args.image_size, "amp": args.amp}
+    arrays, content = dataset_features(dataset, feature_settings, args.feature_weights, device,
+                                       min(args.batch_size, 128), args.workers, args.cache_dir)
+    features = [torch.from_numpy(x[dataset.train]).to(device) for x in arrays]
+
+    # ------------------------------------------------------------ model, optimiser
+    model = MultisourceAutoencoder([x.shape[1] for x in arrays], args.latent_dim, encoder,
+                                  args.init).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
+    best = {"score": -math.inf, "epoch": -1, "model": {}}
+    if log.state is not None:
+        model.load_state_dict(log.state["model"])
+        optimizer.load_state_dict(log.state["optimizer"])
+        best = log.state["best"]
+
+    # ------------------------------------------------------------ loop
+    started = saved = time.time()
+    for epoch in progress(range(log.first_epoch, args.epoch), "autoencoder"):
+        for group in optimizer.param_groups:
+            group["lr"] = step_decay(args.lr, epoch, 0.5, 40)
+        generator = torch.Generator().manual_seed(epoch_seed(args.seed, epoch))
+        loss = check_finite(train_one_epoch(model, features, optimizer, args.batch_size, args.lambda1,
+                                            generator), epoch, output_dir)
+        record = {"epoch": epoch, "loss": loss, "lr": optimizer.param_groups[0]["lr"]}
+        final = epoch == args.epoch - 1
+        due = args.eval_frequency > 0 and (epoch % args.eval_frequency == 0 or final)
+        if labelled and (due or args.select == "test_map"):
+            record["latent_map"] = latent_map(model, arrays, dataset, R, bool(args.data_hash), device)
+        score = {"loss": -loss, "last": epoch, "test_map": record.get("latent_map")}[args.select]
+        if score > best["score"]:
+            best = {"score": score, "epoch": epoch,
+                    "model": {name: value.cpu().clone() for name, value in model.state_dict().items()}}
+        record["seconds"] = round(time.time() - started, 2)
+        log.log(record)
+        if final or time.time() - saved > 30:  # an epoch takes less time than writing it to disk
+            log.save(epoch, model=model.state_dict(), optimizer=optimizer.state_dict(), best=best)
+            saved = time.time()
+        if due:
+            print(f"epoch {epoch}: loss {loss:.5f}" + (f", latent mAP@{R} {record['latent_map']:.4f}"
+                                                      if labelled else ""))
+
+    # ------------------------------------------------------------ save
+    model.load_state_dict(best["model"])
+    result = {"format": FORMAT, "epoch": best["epoch"], "select": args.select, "network": model.settings(),
+              "features": {**feature_settings, "content": content}, "data": data.as_dict(),
+              "fingerprint": dataset.fingerprint, "model": best["model"]}
+    if labelled:
+        result["latent_map"] = latent_map(model, arrays, dataset, R, bool(args.data_hash), device)
+        print(f"kept epoch {best['epoch']} ({args.select}), latent mAP@{R} {result['latent_map']:.4f}")
+    save_checkpoint(output_dir / "autoencoder.pth", result)
+    print(f"wrote {output_dir / 'autoencoder.pth'}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,100 @@
+"""Command-line flags that several scripts share, and how a script inherits them from a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from data_loader import DATASETS, DataConfig, PairedDataset, load_dataset
+from hamming import smallest_class
+from utils import InputError, positive_int, resolve_path
+
+
+def add_data_flags(parser: argparse.ArgumentParser, inherited: bool) -> None:
+    """Flags that choose the images. `inherited`: unset ones come from the checkpoint."""
+    group = parser.add_argument_group("data" + (" (what is left out comes from the checkpoint)"
+                                                if inherited else ""))
+    names = ", ".join(DATASETS.values())
+    group.add_argument("--data_name", "--dataset", default=None if inherited else "eurosat",
+                       help=f"one of {names}; case does not matter. Start with demo, which needs no "
+                            "download; use pairs for folders of your own")
+    group.add_argument("--data_dir", default=None if inherited else "data",
+                       help="where the dataset lies under its published name (zip or folder); relative "
+                            "to the repository")
+    group.add_argument("--source1", help="pairs: the folder whose images will be hashed; UCMerced, DSRSID: "
+                                         "ms (default) or pan")
+    group.add_argument("--source2", help="the second view, seen in training only. pairs: a folder; EuroSAT: "
+                                         "vhr or swir; UCMerced, DSRSID: pan or ms; none to do without. "
+                                         "Left out: the one that is there")
+    group.add_argument("--split_dir", help="folder with train.txt, database.txt and test.txt as published "
+                                           "(path and one-hot label a line); without it the queries are "
+                                           "drawn by --seed")
+    group.add_argument("--max_per_class", type=positive_int,
+                       help="use at most so many images of each class, for a quick look")
+
+
+def add_run_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
+    """Flags of how and where to compute."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--batch_size", type=positive_int, default=batch_size,
+                       help="images (or feature rows) a step; lower it when memory runs out")
+    group.add_argument("--workers", type=positive_int, default=4,
+                       help="threads that decode images the first time; raise it on a machine of many cores")
+    group.add_argument("--device", default="auto", help="auto takes cuda, then mps, then cpu")
+    group.add_argument("--amp", action="store_true",
+                       help="bfloat16 where it is safe: faster on recent GPUs, slightly different numbers")
+    group.add_argument("--cache_dir", default="cache",
+                       help="where decoded images and features are kept for the next run; none keeps "
+                            "them in memory")
+
+
+def add_training_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
+    """Flags of a run that trains."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--seed", type=int, default=13,
+                       help="fixes everything that is drawn; change it to see the spread of a result")
+    group.add_argument("--output_dir", help=f"where the result goes (default: {output_dir})")
+    group.add_argument("--resume", action="store_true",
+                       help="continue the run in --output_dir from its last saved epoch, to the same result")
+    group.add_argument("--overwrite", action="store_true", help="replace a run that lies in --output_dir")
+
+
+def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any]) -> PairedDataset:
+    """The dataset that a checkpoint was trained on, wherever --data_dir says it lies now.
+
+    Raises:
+        InputError: a flag contradicts the checkpoint, or the images or their split are not the same.
+    """
+    config = DataConfig(**checkpoint["data"])
+    # Where things lie may have changed since: folders are not compared, their content is.
+    places = {"data_dir", "split_dir"} | ({"source1", "source2"} if config.data_name == "pairs" else set())
+    moved = {}
+    for name in ("data_name", "data_dir", "source1", "source2", "split_dir", "max_per_class"):
+        value, known = getattr(args, name), getattr(config, name)
+        if value is None:
+            continue
+        if name in places:
+            moved[name] = value
+        elif str(value).lower() != str(known).lower():
+            raise InputError(f"--{name} {value} contradicts the checkpoint, which was trained with "
+                             f"{known}: leave the flag out or train again")
+    dataset = load_dataset(replace(config, **moved))
+    if dataset.fingerprint != checkpoint["fingerprint"]:
+        folder = resolve_path(args.data_dir or config.data_dir)
+        raise InputError(f"the images, labels or split found in {folder} are not those of the checkpoint: "
+                         "name the right --data_dir, or train again")
+    return dataset
+
+
+def choose_R(given: int | None, dataset: PairedDataset) -> int:
+    """The cut of mAP@R: `given`, or the size of the smallest class in the database.
+
+    Raises:
+        InputError: `given` is larger than the database.
+    """
+    if given is None:
+        return smallest_class(dataset.labels[dataset.database])
+    if given > len(dataset.database):
+        raise InputError(f"--R {given} is larger than the database of {len(dataset.database):,} images")
+    return given

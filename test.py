@@ -1,0 +1,199 @@
+"""Stage 3: hash the images, rank them by Hamming distance, and measure.
+
+    python test.py --hash_bit 32 --pretrain_path runs/mrhash_eurosat_32bit/mrhash.pth
+    python test.py --codes runs/mrhash_eurosat_32bit/codes.npz --R 1900     codes of any method
+
+mAP is the expectation over all orders of items at the same distance (hamming.py), not the accident of one
+sort. The numbers go to <output_dir>/results.json, by default beside the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import hamming
+from data_loader import PairedDataset
+from features import apply_network
+from image_store import ImageLoader, ImageStore
+from network import rebuild_hash_network
+from options import add_data_flags, add_run_flags, choose_R, inherit_dataset
+from pictures import neighbour_picture
+from utils import (
+    ArgumentParser,
+    InputError,
+    atomic_file,
+    load_checkpoint,
+    pick_device,
+    positive_int,
+    resolve_path,
+    run,
+    write_json,
+)
+
+TIES = ("expected", "stable", "min", "max")
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = ArgumentParser(prog="test.py", description=__doc__.splitlines()[0])
+    add_data_flags(parser, inherited=True)
+    group = parser.add_argument_group("method")
+    what = group.add_mutually_exclusive_group(required=True)
+    what.add_argument("--pretrain_path", help="the mrhash.pth of train.py; it says which images and split")
+    what.add_argument("--codes", help="evaluate stored codes without a model: an .npz with database_codes, "
+                                      "query_codes (uint8, numpy.packbits order), hash_bit and labels")
+    group.add_argument("--hash_bit", type=positive_int,
+                       help="only checked: the model (or the file of codes) knows its length")
+    group.add_argument("--R", type=positive_int,
+                       help="mAP@R (default: the smallest class in the database, 1900 for EuroSAT)")
+    group.add_argument("--T", type=float, help="a bit is 1 where the output is >= T (default: as trained, 0)")
+    group.add_argument("--ties", choices=TIES, default="expected",
+                       help="how `map` treats equal distances: expected over all orders; stable as "
+                            "numpy.argsort(kind='stable') to compare with other code; min and max as bounds")
+    group = parser.add_argument_group("output")
+    group.add_argument("--output_dir", help="where results.json goes (default: beside the model or codes)")
+    group.add_argument("--save_codes", help="write the codes, labels and names to this .npz")
+    group.add_argument("--picture", help="write this PNG: queries with their ten nearest images")
+    group.add_argument("--gen_similarity_matrix", type=int, choices=(0, 1), default=0,
+                       help="1: write similarity.npy, database x query, 1 - 2 * distance / bits, float32: "
+                            "4 bytes for each pair")
+    add_run_flags(parser, batch_size=128)
+    return parser.parse_args(arguments)
+
+
+def hash_dataset(args: argparse.Namespace, device: Any) -> tuple[dict[str, Any], PairedDataset]:
+    """Codes, labels and names of the images a trained model belongs to, as stored in codes.npz."""
+    path = resolve_path(args.pretrain_path)
+    checkpoint = load_checkpoint(path, "mrhash-1", "train.py")
+    network = checkpoint["network"]
+    if args.hash_bit not in (None, network["hash_bit"]):
+        raise InputError(f"--hash_bit {args.hash_bit} contradicts {path}, which gives {network['hash_bit']} "
+                         "bits: leave the flag out or name the other model")
+    hash_network = rebuild_hash_network(checkpoint, path)
+    dataset = inherit_dataset(args, checkpoint)
+    print(dataset.describe())
+    store = ImageStore.open(dataset.source1, dataset.file_label(0), network["image_size"],
+                            None if args.cache_dir == "none" else resolve_path(args.cache_dir), args.workers)
+    loader = ImageLoader(store, device, resident=False)  # each image is needed once
+    threshold = network["threshold"] if args.T is None else args.T
+    content: dict[str, Any] = {"hash_bit": network["hash_bit"]}
+    for part in ("database", "query"):
+        rows = getattr(dataset, part)
+        values = np.concatenate(list(apply_network(hash_network, loader, rows, network["image_size"],
+                                                   args.batch_size, args.amp, f"{part} codes")))
+        content[f"{part}_codes"] = hamming.pack_codes(values, threshold)
+        content[f"{part}_paths"] = np.array([dataset.names[row] for row in rows])
+        if dataset.labels is not None:
+            content[f"{part}_labels"] = dataset.labels[rows]
+    return content, dataset
+
+
+def read_codes(path: Path, hash_bit: int | None) -> dict[str, Any]:
+    """The arrays of a codes file; nothing in it is unpickled.
+
+    Raises:
+        InputError: not an .npz, an entry is missing, or the bits differ. Shapes are hamming.py's affair.
+    """
+    if not path.is_file():
+        raise InputError(f"no codes at {path}: expected an .npz as written by test.py --save_codes")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            content = {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is not a whole .npz of plain arrays ({error})") from None
+    needed = ("database_codes", "query_codes", "hash_bit", "database_labels", "query_labels")
+    missing = [name for name in needed if name not in content]
+    if missing:
+        raise InputError(f"{path} has no {', '.join(missing)}: expected {', '.join(needed)}")
+    if content["hash_bit"].size != 1 or not np.issubdtype(content["hash_bit"].dtype, np.integer):
+        raise InputError(f"{path}: hash_bit is {content['hash_bit']!r}, expected one integer")
+    content["hash_bit"] = int(content["hash_bit"])
+    if hash_bit not in (None, content["hash_bit"]):
+        raise InputError(f"--hash_bit {hash_bit} contradicts {path}, which holds {content['hash_bit']} bits")
+    return content
+
+
+def draw_neighbours(content: dict[str, Any], dataset: PairedDataset, path: Path, rows: int = 6) -> None:
+    """The picture: queries spread over the list (so over the classes), ten nearest images each."""
+    chosen = np.linspace(0, len(dataset.query) - 1, min(rows, len(dataset.query))).round().astype(int)
+    nearest, distances = hamming.nearest(content["query_codes"][chosen], content["database_codes"],
+                                         content["hash_bit"], min(10, len(dataset.database)))
+    relevant = None
+    if dataset.labels is not None:
+        theirs = dataset.labels[dataset.database][nearest]
+        own = dataset.labels[dataset.query][chosen][:, None]
+        relevant = theirs == own if dataset.labels.ndim == 1 else ((theirs > 0) & (own > 0)).any(axis=2)
+    captions = [f"{dataset.names[dataset.query[query]]}   distances {', '.join(map(str, row))} of "
+                f"{content['hash_bit']} bits" for query, row in zip(chosen, distances.tolist(), strict=True)]
+    neighbour_picture(dataset.source1, dataset.query[chosen], dataset.database[nearest], relevant, captions,
+                      path)
+
+
+def write_similarity(content: dict[str, Any], path: Path) -> None:
+    """similarity.npy: float32 (database, query), 1 for equal codes, -1 for opposite ones."""
+    bits = content["hash_bit"]
+    query = 1 - 2 * hamming.unpack_codes(content["query_codes"], bits).astype(np.float32)
+    with atomic_file(path) as file:
+        shape = (len(content["database_codes"]), len(query))
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for start in range(0, shape[0], 4096):
+            rows = hamming.unpack_codes(content["database_codes"][start:start + 4096], bits)
+            file.write(((1 - 2 * rows.astype(np.float32)) @ query.T / bits).astype("<f4").tobytes())
+
+
+def main() -> None:
+    args = parse_arguments()
+    device = pick_device(args.device)
+    started = time.time()
+    dataset = None
+    if args.codes:
+        if args.picture:
+            raise InputError("--picture needs the images: use it with --pretrain_path")
+        content = read_codes(resolve_path(args.codes), args.hash_bit)
+        hamming.check_codes(content["database_codes"], content["hash_bit"], "database_codes")
+        hamming.check_codes(content["query_codes"], content["hash_bit"], "query_codes")
+    else:
+        content, dataset = hash_dataset(args, device)
+    output_dir = resolve_path(args.output_dir) if args.output_dir else resolve_path(
+        args.codes or args.pretrain_path).parent
+
+    if args.save_codes:
+        buffer = io.BytesIO()
+        np.savez(buffer, **content)
+        with atomic_file(resolve_path(args.save_codes)) as file:
+            file.write(buffer.getbuffer())
+        print(f"wrote {resolve_path(args.save_codes)}")
+    if args.gen_similarity_matrix:
+        write_similarity(content, output_dir / "similarity.npy")
+        print(f"wrote {output_dir / 'similarity.npy'}")
+    if args.picture:
+        draw_neighbours(content, dataset, resolve_path(args.picture))
+        print(f"wrote {resolve_path(args.picture)}")
+    if "query_labels" not in content:
+        print("these images have no labels, so there is no mAP to compute"
+              + ("" if args.save_codes else "; --save_codes FILE keeps the codes"))
+        return
+
+    R = args.R if dataset is None else choose_R(args.R, dataset)
+    results = hamming.evaluate(content["query_codes"], content["database_codes"], content["query_labels"],
+                               content["database_labels"], hash_bit=content["hash_bit"], R=R, ties=args.ties,
+                               device=str(device))
+    results["seconds"] = round(time.time() - started, 3)
+    write_json(output_dir / "results.json", results)
+    print(f"mAP@{results['R']} {results['map']:.4f} (ties: {results['ties']}; any order gives "
+          f"{results['map_min']:.4f} to {results['map_max']:.4f}; chance {results['map_chance']:.4f}), "
+          f"{results['hash_bit']} bits, {results['num_query']:,} queries, {results['num_database']:,} in the "
+          "database")
+    print(f"wrote {output_dir / 'results.json'}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

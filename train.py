@@ -1,0 +1,254 @@
+"""Stage 2: train the hash network on pseudo multi-labels.
+
+    python train.py --hash_bit 32 --pretrained_dp_path runs/autoencoder_eurosat/autoencoder.pth
+
+The latents of the autoencoder are clustered; the probability function of a latent and the centres gives
+each training image its pseudo multi-label. A CNN that sees the first source only learns codes that lead
+to the same multi-label, while autoencoder and centres go on learning. No label is used, except to print
+mAP where there are some, and by --select test_map. The result is <output_dir>/mrhash.pth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import hamming
+from data_loader import PairedDataset
+from features import apply_network, dataset_features
+from image_store import ImageLoader, ImageStore, Transform
+from loss import cluster_centres, multi_semantic_loss, target_distribution
+from network import Backbone, HashNetwork, MrHash, MultisourceAutoencoder
+from options import add_data_flags, add_run_flags, add_training_flags, choose_R, inherit_dataset
+from utils import (
+    ArgumentParser,
+    InputError,
+    Run,
+    autocast,
+    check_finite,
+    epoch_seed,
+    load_checkpoint,
+    non_negative_float,
+    pick_device,
+    positive_int,
+    progress,
+    resolve_path,
+    run,
+    save_checkpoint,
+    seed_everything,
+    step_decay,
+)
+
+FORMAT = "mrhash-1"
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = ArgumentParser(prog="train.py", description=__doc__.splitlines()[0])
+    add_data_flags(parser, inherited=True)
+    group = parser.add_argument_group("method")
+    group.add_argument("--pretrained_dp_path", required=True,
+                       help="the autoencoder.pth of stage 1; it also says which images, which split and "
+                            "which features belong to it")
+    group.add_argument("--hash_bit", type=positive_int, default=32,
+                       help="bits a code, 1 to 1024; 32 or 64 is a fair start")
+    group.add_argument("--model_type", default="alexnet",
+                       help="torchvision model that is trained to hash; alexnet is the paper's")
+    group.add_argument("--weights", default="imagenet",
+                       help="what it starts from: imagenet, a state-dict file, or none (then raise --multi_lr "
+                            "to 1)")
+    group.add_argument("--feature_weights",
+                       help="only when the file of stage 1 lies elsewhere now: the same weights, new place")
+    group.add_argument("--image_size", type=positive_int, default=224,
+                       help="side of the crop; 64 to 128 is much faster on a CPU and costs accuracy")
+    group.add_argument("--batch_norm", choices=("auto", "frozen", "adapt"), default="auto",
+                       help="running statistics of batch normalisation: frozen suits pretrained weights, "
+                            "adapt suits none; auto chooses by --weights")
+    group.add_argument("--latent_dim", "--laten_dim", type=positive_int,
+                       help="only checked: the width of the latent is the autoencoder's")
+    group.add_argument("--n_clusters", type=positive_int, default=16,
+                       help="pseudo classes; take about as many as you expect kinds of scenes")
+    group.add_argument("--lambda0", type=non_negative_float, default=5.0,
+                       help="weight of the reconstruction errors; 0 lets the latent drift to the clusters")
+    group.add_argument("--lr", type=non_negative_float, default=0.001,
+                       help="Adam's rate, x 0.7 every 10 epochs; lower it if the loss is not finite")
+    group.add_argument("--multi_lr", type=non_negative_float, default=0.01,
+                       help="the backbone's rate as a multiple of --lr; 0 freezes it")
+    group.add_argument("--max_epoch", type=int, default=50,
+                       help="the last epoch, counted from 0 as published: 50 trains 51 epochs")
+    group.add_argument("--select", choices=("loss", "last", "test_map"), default="last",
+                       help="which epoch is kept: least training loss, the last (as published), or, peeking at "
+                            "the labels of the queries, the best mAP")
+    group.add_argument("--eval_frequency", type=int, default=5,
+                       help="print mAP every so many epochs, 0 for never; it costs a pass over all images")
+    group.add_argument("--R", type=positive_int,
+                       help="mAP@R (default: the smallest class in the database, 1900 for EuroSAT)")
+    group.add_argument("--T", type=float, default=0.0, help="a bit is 1 where the output is >= T")
+    add_run_flags(parser, batch_size=128)
+    add_training_flags(parser, "runs/mrhash_<data_name>_<hash_bit>bit")
+    args = parser.parse_args(arguments)
+    if args.hash_bit > 1024:
+        parser.error(f"argument --hash_bit: {args.hash_bit} is more than 1024")
+    if args.max_epoch < 0 or args.eval_frequency < 0:
+        parser.error("argument --max_epoch and --eval_frequency: expected 0 or more")
+    return args
+
+
+def train_one_epoch(model: MrHash, loader: ImageLoader, transform: Transform, rows: Tensor,
+                    features: Sequence[Tensor], target: Tensor, optimizer: torch.optim.Optimizer,
+                    batch_size: int, lambda0: float, amp: bool, generator: torch.Generator,
+                    description: str) -> Tensor:
+    """One pass over the training images.
+
+    Args:
+        rows: (N,) int64 CPU, the training images' rows in the store. features: one (N, d) tensor a
+            source. target: p (N, C). Both lie on the device, in the order of `rows`.
+    Returns:
+        the means of loss, divergence and reconstruction error, a (3,) tensor on the device.
+    """
+    model.train()
+    device = target.device
+    total = torch.zeros(3, device=device)
+    order = torch.randperm(len(rows), generator=generator)
+    batches = order.split(batch_size)
+    images = loader.batches(rows[batch] for batch in batches)
+    for batch, (pixels, sizes) in zip(progress(batches, description), images, strict=True):
+        chosen = batch.to(device)
+        given = [x[chosen] for x in features]
+        with autocast(device, amp):
+            views = transform.train(pixels, sizes, generator)
+            q_image, q_feature, made = model(views, given)
+        losses = multi_semantic_loss(target[chosen], q_image.float(), q_feature.float(),
+                                     [x.float() for x in made], given, lambda0)
+        optimizer.zero_grad(set_to_none=True)
+        losses[0].backward()
+        optimizer.step()
+        total += torch.stack(losses).detach() * len(batch)
+    return total / len(rows)
+
+
+def codes_map(model: MrHash, loader: ImageLoader, dataset: PairedDataset, image_size: int, batch_size: int,
+              amp: bool, R: int, threshold: float) -> float:
+    """mAP@R of the codes the hash network gives now, over all orders of ties."""
+    codes = [hamming.pack_codes(np.concatenate(list(apply_network(
+        model.hash_network, loader, rows, image_size, batch_size, amp, "codes"))), threshold)
+        for rows in (dataset.query, dataset.database)]
+    return hamming.evaluate(*codes, dataset.labels[dataset.query], dataset.labels[dataset.database],
+                            hash_bit=model.to_latent.in_features, R=R, device=str(loader.device))["map"]
+
+
+def build_autoencoder(checkpoint: dict, path: Path, latent_dim: int | None) -> MultisourceAutoencoder:
+    """The autoencoder of a checkpoint of stage 1. Raises InputError when its tensors do not fit."""
+    if latent_dim not in (None, checkpoint["network"]["latent_dim"]):
+        raise InputError(f"--latent_dim {latent_dim} contradicts {path}, whose latent has "
+                         f"{checkpoint['network']['latent_dim']} values: leave the flag out")
+    autoencoder = MultisourceAutoencoder(**checkpoint["network"])
+    try:
+        autoencoder.load_state_dict(checkpoint["model"])
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit its own settings ({str(error).splitlines()[0]})") from None
+    return autoencoder
+
+
+def main() -> None:
+    args = parse_arguments()
+    device = pick_device(args.device)
+    seed_everything(args.seed)
+
+    # ------------------------------------------------------------ data
+    stage1_path = resolve_path(args.pretrained_dp_path)
+    stage1 = load_checkpoint(stage1_path, "mrhash-autoencoder-1", "autoencoder.py")
+    autoencoder = build_autoencoder(stage1, stage1_path, args.latent_dim)
+    dataset = inherit_dataset(args, stage1)
+    print(dataset.describe())
+    labelled = dataset.labels is not None
+    if args.select == "test_map":
+        if not labelled or args.eval_frequency == 0:
+            raise InputError("--select test_map needs labels and --eval_frequency above 0: use last or loss")
+        print("warning: --select test_map chooses the epoch by the labels of the test queries; do not "
+              "compare its result with label-free methods", file=sys.stderr)
+    R = choose_R(args.R, dataset) if labelled else None
+    output_dir = resolve_path(args.output_dir or f"runs/mrhash_{dataset.name.lower()}_{args.hash_bit}bit")
+    settings = {**vars(args), "R": R, "fingerprint": dataset.fingerprint}
+    log = Run(output_dir, settings, args.resume, args.overwrite,
+              harmless={"output_dir", "resume", "overwrite", "device", "workers", "cache_dir", "data_dir",
+                        "pretrained_dp_path", "feature_weights", "max_epoch"})
+    arrays, _ = dataset_features(dataset, stage1["features"],
+                                 args.feature_weights or stage1["features"]["feature_weights"], device,
+                                 args.batch_size, args.workers, args.cache_dir)
+    features = [torch.from_numpy(x[dataset.train]).to(device) for x in arrays]
+    store = ImageStore.open(dataset.source1, dataset.file_label(0), args.image_size,
+                            None if args.cache_dir == "none" else resolve_path(args.cache_dir), args.workers)
+    loader, transform = ImageLoader(store, device), Transform(args.image_size, store.side)
+    rows = torch.from_numpy(dataset.train)
+
+    # ------------------------------------------------------------ pseudo labels, model, optimiser
+    if log.state is None:
+        latent = autoencoder.to(device).encode_all(features).cpu().numpy()
+        centres = torch.from_numpy(cluster_centres(latent, args.n_clusters, starts=20, seed=args.seed))
+    else:
+        centres = log.state["model"]["centres"]
+    backbone = Backbone(args.model_type, args.weights, args.image_size, args.batch_norm)
+    model = MrHash(HashNetwork(backbone, args.hash_bit), autoencoder, centres)
+    model = model.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameter_groups(args.lr, args.multi_lr))
+    best = {"score": -math.inf, "epoch": args.max_epoch, "model": None}
+    if log.state is not None:
+        model.load_state_dict(log.state["model"])
+        optimizer.load_state_dict(log.state["optimizer"])
+        best = log.state["best"]
+
+    # ------------------------------------------------------------ loop
+    started, trained = time.time(), 0.0
+    for epoch in range(log.first_epoch, args.max_epoch + 1):
+        begun = time.time()
+        rate = step_decay(args.lr, epoch, 0.7, 10)
+        for group, factor in zip(optimizer.param_groups, (args.multi_lr, 1.0), strict=True):
+            group["lr"] = rate * factor
+        # Crops, order and dropout of an epoch depend on the seed and the epoch alone: what a resumed
+        # run draws is what the uninterrupted one drew.
+        seed = epoch_seed(args.seed, epoch)
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        target = target_distribution(model.assign_all(features))
+        means = train_one_epoch(model, loader, transform, rows, features, target, optimizer, args.batch_size,
+                                args.lambda0, args.amp, generator, f"epoch {epoch}/{args.max_epoch}")
+        loss, divergence, error = means.tolist()
+        check_finite(means[0], epoch, output_dir)
+        trained += time.time() - begun
+        record = {"epoch": epoch, "loss": loss, "divergence": divergence, "reconstruction": error, "lr": rate,
+                  "images_per_second": round(len(rows) / (time.time() - begun), 1)}
+        line = f"epoch {epoch}/{args.max_epoch}: loss {loss:.5f} (divergence {divergence:.5f})"
+        if labelled and args.eval_frequency and (epoch % args.eval_frequency == 0 or epoch == args.max_epoch):
+            record["map"] = codes_map(model, loader, dataset, args.image_size, args.batch_size, args.amp, R,
+                                      args.T)
+            line += f", mAP@{R} {record['map']:.4f}"
+        print(f"{line}, {record['images_per_second']:.0f} images/s")
+        score = {"loss": -loss, "last": -math.inf, "test_map": record.get("map", -math.inf)}[args.select]
+        if score > best["score"]:
+            best = {"score": score, "epoch": epoch,
+                    "model": {name: value.cpu().clone() for name, value in model.state_dict().items()}}
+        record["seconds"] = round(time.time() - started, 2)
+        log.log(record)
+        log.save(epoch, model=model.state_dict(), optimizer=optimizer.state_dict(), best=best)
+
+    # ------------------------------------------------------------ save
+    kept = best["model"] or {name: value.cpu() for name, value in model.state_dict().items()}
+    save_checkpoint(output_dir / "mrhash.pth", {
+        "format": FORMAT, "epoch": best["epoch"], "select": args.select,
+        "network": {"model_type": args.model_type, "hash_bit": args.hash_bit, "image_size": args.image_size,
+                    "n_clusters": args.n_clusters, "threshold": args.T, "autoencoder": autoencoder.settings()},
+        "data": {**stage1["data"], **({"data_dir": args.data_dir} if args.data_dir else {})},
+        "fingerprint": dataset.fingerprint, "model": kept})
+    print(f"wrote {output_dir / 'mrhash.pth'} (epoch {best['epoch']}, {args.select})")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
