@@ -39,8 +39,6 @@ from utils import (
     write_json,
 )
 
-TIES = ("expected", "stable", "min", "max")
-
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(prog="test.py", description=__doc__.splitlines()[0])
@@ -55,7 +53,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     group.add_argument("--R", type=positive_int,
                        help="mAP@R (default: the smallest class in the database, 1900 for EuroSAT)")
     group.add_argument("--T", type=float, help="a bit is 1 where the output is >= T (default: as trained, 0)")
-    group.add_argument("--ties", choices=TIES, default="expected",
+    group.add_argument("--ties", choices=hamming.TIES, default="expected",
                        help="how `map` treats equal distances: expected over all orders; stable as "
                             "numpy.argsort(kind='stable') to compare with other code; min and max as bounds")
     group = parser.add_argument_group("output")

@@ -1,6 +1,6 @@
 """What every script needs: errors as sentences, seeds, devices, atomic files, checkpoints, logs, progress.
 
-Nothing here knows about hashing. A script ends with `sys.exit(run(main))`.
+A script ends with `sys.exit(run(main))`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
+
+from hamming import CodeError
 
 ROOT = Path(__file__).resolve().parent
 
@@ -65,13 +67,8 @@ def run(main: Callable[[], None]) -> int:
     """
     try:
         main()
-    except (InputError, OSError) as error:
+    except (InputError, CodeError, OSError) as error:
         text = " ".join(str(error).split())
-    except ValueError as error:
-        # hamming.py stands alone and has its own input error; every other ValueError is our bug.
-        if type(error).__name__ != "CodeError":
-            raise
-        text = str(error)
     except torch.OutOfMemoryError:
         text = "the device is out of memory: lower --batch_size or --image_size, or try --amp"
     except KeyboardInterrupt:
