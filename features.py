@@ -30,8 +30,9 @@ def apply_network(network: nn.Module, loader: ImageLoader, rows: np.ndarray, ima
     network = network.to(device, memory_format=torch.channels_last).eval()
     batches = torch.from_numpy(np.asarray(rows)).split(batch_size)
     for images, sizes in progress(loader.batches(batches), description, len(batches)):
+        views = transform.test(images, sizes)  # in float32, also with amp
         with autocast(device, amp):
-            output = network(transform.test(images, sizes))
+            output = network(views)
         yield output.float().cpu().numpy()
 
 

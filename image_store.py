@@ -172,8 +172,8 @@ class ImageLoader:
 # ---------------------------------------------------------------- transforms
 
 
-def axis_matrix(start: Tensor, extent: Tensor, length: Tensor, first: Tensor, count: int, width: int
-                ) -> Tensor:
+def axis_matrix(start: Tensor, extent: Tensor, length: Tensor, first: Tensor, count: int, width: int,
+                device: torch.device | str = "cpu") -> Tensor:
     """Rows of the matrix by which Pillow's bilinear filter resizes one axis.
 
     Args:
@@ -181,18 +181,19 @@ def axis_matrix(start: Tensor, extent: Tensor, length: Tensor, first: Tensor, co
             are not looked at, as after a crop. length: (B,) pixels it is resized to. first: (B,)
             the first of the `count` output pixels wanted. width: columns, at least start + extent.
     Returns:
-        float32 (B, count, width); each row sums to 1.
+        float32 (B, count, width) on `device`; each row sums to 1.
     """
-    start, extent, length, first = (value.double()[:, None, None] for value in
+    # Four short vectors travel, not the matrices: those are as large as the images.
+    start, extent, length, first = (value.float().to(device)[:, None, None] for value in
                                     (start, extent, length, first))
     step = extent / length
     reach = step.clamp(min=1.0)  # a step down averages over the step, a step up interpolates
-    centre = start + (first + torch.arange(count, device=start.device)[:, None] + 0.5) * step
-    pixel = torch.arange(width, device=start.device, dtype=torch.float64)
+    centre = start + (first + torch.arange(count, device=device)[:, None] + 0.5) * step
+    pixel = torch.arange(width, device=device)
     weight = (1 - (pixel + 0.5 - centre).abs() / reach).clamp(min=0)
     weight = weight * ((pixel >= start) & (pixel < start + extent))
     # Rows past an image that is smaller than others of its batch are empty and never used: 0, not NaN.
-    return (weight / weight.sum(dim=-1, keepdim=True).clamp(min=1e-12)).float()
+    return weight / weight.sum(dim=-1, keepdim=True).clamp(min=1e-12)
 
 
 def random_crops(heights: Tensor, widths: Tensor, generator: torch.Generator
@@ -243,7 +244,7 @@ class Transform:
         first = torch.round((scaled - self.image_size).double() / 2).long()
         zero = torch.zeros(len(sizes), dtype=torch.long)
         matrices = [axis_matrix(zero, sizes[:, axis], scaled[:, axis], first[:, axis], self.image_size,
-                                images.shape[2 + axis]) for axis in (0, 1)]
+                                images.shape[2 + axis], images.device) for axis in (0, 1)]
         return self._apply(images, *matrices)
 
     def train(self, images: Tensor, sizes: Tensor, generator: torch.Generator) -> Tensor:
@@ -255,16 +256,18 @@ class Transform:
         for axis, (start, extent) in enumerate(((top, height), (left, width))):
             longest = int(scaled[:, axis].max())
             full = torch.full_like(start, self.image_size)
-            crop = axis_matrix(start, extent, full, torch.zeros_like(start), self.image_size, longest)
+            crop = axis_matrix(start, extent, full, torch.zeros_like(start), self.image_size, longest,
+                               images.device)
             if not torch.equal(scaled, sizes):
                 shared = self._shared(torch.stack((sizes[:, axis], scaled[:, axis]), dim=1))
                 zero = torch.zeros(len(shared), dtype=torch.long)
                 crop = crop @ axis_matrix(zero, shared[:, 0], shared[:, 1], zero, longest,
-                                          images.shape[2 + axis])
+                                          images.shape[2 + axis], images.device)
             elif longest < images.shape[2 + axis]:
                 crop = torch.nn.functional.pad(crop, (0, images.shape[2 + axis] - longest))
             matrices.append(crop)
-        matrices[1] = torch.where(flip[:, None, None], matrices[1].flip(1), matrices[1])
+        flip = flip[:, None, None].to(images.device)
+        matrices[1] = torch.where(flip, matrices[1].flip(1), matrices[1])
         return self._apply(images, *matrices)
 
     @staticmethod
@@ -273,13 +276,11 @@ class Transform:
         return rows[:1] if bool((rows == rows[:1]).all()) else rows
 
     def _apply(self, images: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
-        device = images.device
-        vertical, horizontal = vertical.to(device), horizontal.to(device)
         pixels = images.float()
         batch, channels, height, width = pixels.shape
         pixels = pixels.reshape(batch, channels * height, width) @ horizontal.transpose(1, 2)
         pixels = vertical[:, None] @ pixels.reshape(batch, channels, height, self.image_size)
-        mean = torch.tensor(IMAGENET_MEAN, device=device)[:, None, None] * 255
-        std = torch.tensor(IMAGENET_STD, device=device)[:, None, None] * 255
+        mean = torch.tensor(IMAGENET_MEAN, device=images.device)[:, None, None] * 255
+        std = torch.tensor(IMAGENET_STD, device=images.device)[:, None, None] * 255
         # A panchromatic image has one channel: broadcasting repeats it for the ImageNet network.
         return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)

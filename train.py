@@ -122,8 +122,8 @@ def train_one_epoch(model: MrHash, loader: ImageLoader, transform: Transform, ro
     for batch, (pixels, sizes) in zip(progress(batches, description), images, strict=True):
         chosen = batch.to(device)
         given = [x[chosen] for x in features]
+        views = transform.train(pixels, sizes, generator)  # in float32, also with amp
         with autocast(device, amp):
-            views = transform.train(pixels, sizes, generator)
             q_image, q_feature, made = model(views, given)
         losses = multi_semantic_loss(target[chosen], q_image.float(), q_feature.float(),
                                      [x.float() for x in made], given, lambda0)

@@ -112,15 +112,16 @@ def pick_device(name: str) -> torch.device:
     Raises InputError for a device that is unknown or not there.
     """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        name = ("cuda" if torch.cuda.is_available() else
+                "mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(f"--device {name} cannot be used here; use auto, cpu, cuda, cuda:0 "
                          "or mps, as your torch and machine allow") from None
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # batches keep their shape, so the search pays
     return device
 
 

@@ -133,8 +133,9 @@ def baselines(args, folder: Path, pretrained: Path, variant: str, seed: int) -> 
         generator = np.random.default_rng([seed, bits])
         for name, values in (("LSH", lsh(features, bits, generator)),
                              ("ITQ", itq(features, bits, generator, dataset.train))):
-            results = hamming.evaluate(hamming.pack_codes(values[dataset.query]),
-                                       hamming.pack_codes(values[dataset.database]), *labels, hash_bit=bits, R=R)
+            query, database = values[dataset.query], values[dataset.database]
+            results = hamming.evaluate(hamming.pack_codes(query), hamming.pack_codes(database), *labels,
+                                       hash_bit=bits, R=R)
             rows.append({**base, "method": name, "bits": bits, "map": results["map"],
                          "map_min": results["map_min"], "map_max": results["map_max"],
                          "chance": results["map_chance"]})
