@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from image_sources import (
+    IMAGE_SUFFIXES,
     Folder,
     Hdf5Images,
     ImageFiles,
@@ -26,6 +27,7 @@ from image_sources import (
     decode_wald_ms,
     decode_wald_pan,
     open_container,
+    require,
 )
 from utils import InputError, resolve_path, sha256_of
 
@@ -107,7 +109,8 @@ def _first(items: Iterable[Any], total: int) -> str:
 
 def _key(path: str, depth: int) -> str:
     """The name of a scene: the last `depth` parts of the path without the extension (0: all parts)."""
-    parts = PurePosixPath(path.replace("\\", "/")).with_suffix("").parts
+    parts = PurePosixPath(path.replace("\\", "/"))
+    parts = parts.with_suffix("").parts if parts.name else parts.parts
     return "/".join(parts[-depth:] if depth else parts)
 
 
@@ -182,7 +185,7 @@ def _eurosat(config: DataConfig, data_dir: Path) -> _Scenes:
     views: list = [(container, files, decode_rgb)]
     vhr = _find(data_dir, ("EuroSAT_VHR", "EuroSAT_VHR.zip"))
     swir = _find(data_dir, ("EuroSAT_MS", "EuroSAT_MS.zip", "EuroSATallBands", "EuroSATallBands.zip"))
-    wanted = config.source2 or ("vhr" if vhr else "swir" if swir else "none")
+    wanted = (config.source2 or ("vhr" if vhr else "swir" if swir else "none")).lower()
     names = sorted(files)
     if wanted != "none":
         if wanted not in ("vhr", "swir"):
@@ -234,20 +237,22 @@ def _dsrsid(config: DataConfig, data_dir: Path) -> _Scenes:
         lists = root if (root / SPLIT_FILES["query"]).is_file() else None
         return replace(_pair_scenes([roots[view] for view in views], (first, second)), split_dir=lists)
     keys = {"ms": "MUL_IMAGES", "pan": "PAN_IMAGES"}
-    import h5py
+    h5py = require("h5py", "DSRSID.mat")
 
     try:
         with h5py.File(root, "r") as file:
             count = file[keys[first]].shape[0]
             types = np.asarray(file["LAND_COVER_TYPES"]).reshape(-1)
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, AttributeError, IndexError) as error:
         raise InputError(f"{root} is not DSRSID as published, an HDF5 file with MUL_IMAGES, PAN_IMAGES "
                          f"and LAND_COVER_TYPES ({error})") from None
-    if len(types) != count or types.min() < 1 or types.max() > len(DSRSID_CLASSES):
-        raise InputError(f"{root}: LAND_COVER_TYPES holds {len(types):,} values from {types.min()} to "
-                         f"{types.max()}, expected {count:,} from 1 to {len(DSRSID_CLASSES)}")
+    if not count or len(types) != count or types.min() < 1 or types.max() > len(DSRSID_CLASSES):
+        limits = f" from {types.min()} to {types.max()}" if len(types) else ""
+        raise InputError(f"{root}: LAND_COVER_TYPES holds {len(types):,} values{limits}, expected "
+                         f"{max(count, 1):,} from 1 to {len(DSRSID_CLASSES)}")
     labels = types.astype(np.int64) - 1
-    names = [f"{DSRSID_CLASSES[label]}/{row:06d}" for row, label in enumerate(labels)]
+    folders = [name.replace(" ", "_") for name in DSRSID_CLASSES]
+    names = [f"{folders[label]}/{row:06d}" for row, label in enumerate(labels)]
     return _Scenes(names, lambda rows: [Hdf5Images(root, keys[view], rows) for view in views], labels,
                    list(DSRSID_CLASSES), (first, second))
 
@@ -273,9 +278,9 @@ def _demo(config: DataConfig, data_dir: Path) -> _Scenes:
     from demo_data import make_demo
 
     _reject_source1(config, "demo")
-    root = make_demo(data_dir, config.split_seed)
     if config.source2 not in (None, "none", "fine"):
         raise InputError(f"--source2 {config.source2} is not known for demo: leave it out, or use none")
+    root = make_demo(data_dir, config.split_seed)
     second = config.source2 != "none"
     roots = [root / "coarse", root / "fine"] if second else [root / "coarse"]
     scenes = _pair_scenes(roots, ("coarse", "fine" if second else "none"))
@@ -305,10 +310,14 @@ BUILDERS = {"EuroSAT": _eurosat, "DSRSID": _dsrsid, "UCMerced": _ucmerced, "pair
 def _read_list(path: Path) -> tuple[list[str], np.ndarray | None]:
     """A published list file: a path and a one-hot (or multi-hot) label a line, the label optional."""
     paths, rows = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         fields = line.split()
         if not fields:
             continue
+        # A path may hold spaces: it goes up to the field with an image's extension.
+        end = max((position for position, field in enumerate(fields)
+                   if PurePosixPath(field).suffix.lower() in IMAGE_SUFFIXES), default=0)
+        fields = [" ".join(fields[:end + 1]), *fields[end + 1:]]
         if any(field not in ("0", "1") for field in fields[1:]) or (fields[1:] and "1" not in fields[1:]):
             raise InputError(f"{path}, line {number}: expected a path and a label of 0 and 1 with at least "
                              f"one 1, found {line[:80]!r}")
@@ -325,7 +334,7 @@ def _read_list(path: Path) -> tuple[list[str], np.ndarray | None]:
 def _split_by_lists(scenes: _Scenes, folder: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None,
                                                             list[str]]:
     """Rows of each part in the order of its list, and the labels that the lists give."""
-    depth = max(len(name.split("/")) for name in scenes.names)
+    depths = sorted({name.count("/") + 1 for name in scenes.names}, reverse=True)
     lookup = {name: row for row, name in enumerate(scenes.names)}
     given: dict[int, np.ndarray] = {}
     parts: dict[str, np.ndarray] = {}
@@ -337,7 +346,8 @@ def _split_by_lists(scenes: _Scenes, folder: Path) -> tuple[dict[str, np.ndarray
         if not path.is_file():
             continue
         paths, labels = _read_list(path)
-        keys = [_key(item, depth) for item in paths]
+        keys = [next((key for depth in depths if (key := _key(item, depth)) in lookup),
+                     _key(item, depths[0])) for item in paths]
         unknown = [key for key in keys if key not in lookup]
         if unknown:
             raise InputError(f"{path} lists {len(unknown):,} images that the dataset does not have: "
@@ -385,19 +395,25 @@ def _labels_of_lists(scenes: _Scenes, given: dict[int, np.ndarray], parts: dict[
     return labels, names
 
 
-def _split_by_seed(name: str, labels: np.ndarray | None, count: int, seed: int) -> dict[str, np.ndarray]:
+def _split_by_seed(name: str, labels: np.ndarray | None, class_names: list[str], count: int, seed: int
+                   ) -> dict[str, np.ndarray]:
     """Draw the queries: the published number per class, or a tenth of the smallest class."""
     generator = np.random.default_rng(seed)
+    if count < 2:
+        raise InputError(f"{name} has {count} image only: one is needed as a query and one in the database")
     if labels is None:
         queries = generator.choice(count, size=max(1, min(1000, count // 10)), replace=False)
     else:
-        smallest = int(np.bincount(labels).min())
+        classes, sizes = np.unique(labels, return_counts=True)  # a number may be without images
+        smallest = int(sizes.min())
         if smallest < 2:
-            raise InputError("a class has fewer than 2 images: one is needed as a query and one in the "
-                             "database; remove the class or add images")
+            alone = [class_names[label] for label in classes[sizes < 2]]
+            raise InputError(f"{len(alone):,} classes of {name} have fewer than 2 images: "
+                             f"{_first(alone, len(alone))}; one is needed as a query and one in the "
+                             "database: remove the class or add images")
         each = max(1, min(QUERIES_PER_CLASS.get(name, smallest), smallest // 10))
         queries = np.concatenate([generator.choice(np.flatnonzero(labels == label), each, replace=False)
-                                  for label in range(labels.max() + 1)])
+                                  for label in classes])
     rest = np.setdiff1d(np.arange(count), queries)
     return {"train": rest, "database": rest, "query": np.sort(queries)}
 
@@ -433,9 +449,7 @@ def load_dataset(config: DataConfig) -> PairedDataset:
     else:
         rows = np.arange(len(scenes.names))
         rows = _limit(rows, labels, limit, seed) if limit else rows
-        if labels is not None and len(np.unique(labels[rows])) < 2:
-            raise InputError(f"{name} has images of one class only: retrieval needs at least two")
-        drawn = _split_by_seed(name, None if labels is None else labels[rows], len(rows), seed)
+        drawn = _split_by_seed(name, None if labels is None else labels[rows], class_names, len(rows), seed)
         parts = {part: rows[chosen] for part, chosen in drawn.items()}
     for part in ("train", "database"):
         shared = np.intersect1d(parts["query"], parts[part])
@@ -443,6 +457,8 @@ def load_dataset(config: DataConfig) -> PairedDataset:
             raise InputError(f"{len(shared):,} queries are also in the {part} set: "
                              f"{_first((scenes.names[row] for row in shared), len(shared))}")
     used = np.unique(np.concatenate(list(parts.values())))
+    if labels is not None and len(np.unique(labels[used], axis=0)) < 2:
+        raise InputError(f"{name} has images of one class only: retrieval needs at least two")
     sources = scenes.make_sources(used)
     return PairedDataset(
         name=name, names=[scenes.names[row] for row in used], source1=sources[0],

@@ -65,27 +65,30 @@ def features_of(source: ImageSource, label: str, backbone_name: str, backbone: B
                             batch_size, amp, f"features {label}")
     if path is None:
         features = np.concatenate(list(batches))
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            features = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32,
-                                                 shape=(len(store), backbone.dim))
-            done = 0
-            for batch in batches:
-                features[done:done + len(batch)] = batch
-                done += len(batch)
-            features.flush()
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+        _check_finite(features, source)
+        return features
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        features = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32,
+                                             shape=(len(store), backbone.dim))
+        done = 0
+        for batch in batches:
+            features[done:done + len(batch)] = batch
+            done += len(batch)
+        features.flush()
+        _check_finite(features, source)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return np.load(path, mmap_mode="r")
+
+
+def _check_finite(features: np.ndarray, source: ImageSource) -> None:
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
-        if path is not None:
-            path.unlink()
         raise InputError(f"{len(bad):,} images have features that are not finite, first "
                          f"{source.where(int(bad[0]))}: check the weights, or leave out --amp")
-    return features
 
 
 def dataset_features(dataset: PairedDataset, settings: dict, weights: str, device: torch.device,

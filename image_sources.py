@@ -10,10 +10,10 @@ import io
 import threading
 import zipfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from utils import InputError, sha256_of
 
@@ -51,6 +51,13 @@ class ImageSource:
 # ---------------------------------------------------------------- containers of files
 
 
+def _is_image(name: str) -> bool:
+    """By its suffix; what macOS and editors leave behind (`__MACOSX/._a.jpg`, `.a.jpg`) is none."""
+    path = PurePosixPath(name)
+    return (path.suffix.lower() in IMAGE_SUFFIXES
+            and not any(part.startswith(".") or part == "__MACOSX" for part in path.parts))
+
+
 class Folder:
     """Image files below a folder. `files` maps relative POSIX paths to (size, mtime)."""
 
@@ -58,9 +65,10 @@ class Folder:
         self.root = root
         self.files: dict[str, tuple[int, int]] = {}
         for path in sorted(root.rglob("*")):
-            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+            name = path.relative_to(root).as_posix()
+            if _is_image(name) and path.is_file():
                 status = path.stat()
-                self.files[path.relative_to(root).as_posix()] = (status.st_size, status.st_mtime_ns)
+                self.files[name] = (status.st_size, status.st_mtime_ns)
 
     def read_bytes(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
@@ -75,7 +83,7 @@ class Zip:
         try:
             with zipfile.ZipFile(root) as archive:
                 for member in archive.infolist():
-                    if Path(member.filename).suffix.lower() in IMAGE_SUFFIXES:
+                    if _is_image(member.filename) and not member.is_dir():
                         self.files[member.filename] = (member.file_size, member.CRC)
         except zipfile.BadZipFile as error:
             raise InputError(f"{root} is not a whole zip file ({error}): download it again") from None
@@ -103,8 +111,15 @@ def open_container(path: Path) -> Folder | Zip:
 # ---------------------------------------------------------------- decoders: bytes -> uint8 (H, W, C)
 
 
+def _identify(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:  # its own message names a memory address
+        raise ValueError("not an image file") from None
+
+
 def _open(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data))
+    image = _identify(data)
     image.load()
     return image
 
@@ -151,7 +166,7 @@ def decode_swir(data: bytes) -> np.ndarray:
 
     One fixed linear stretch for all images, so that brightness stays comparable between them.
     """
-    rasterio = _require("rasterio", "13-band GeoTIFFs")
+    rasterio = require("rasterio", "13-band GeoTIFFs")
     with rasterio.io.MemoryFile(data) as memory, memory.open() as file:
         if file.count != len(EUROSAT_BANDS):
             raise ValueError(f"{file.count} bands, expected {len(EUROSAT_BANDS)}")
@@ -160,7 +175,7 @@ def decode_swir(data: bytes) -> np.ndarray:
     return np.ascontiguousarray(np.rint(scaled).astype(np.uint8).transpose(1, 2, 0))
 
 
-def _require(module: str, purpose: str):
+def require(module: str, purpose: str):
     import importlib
     import logging
     import warnings
@@ -200,7 +215,7 @@ class ImageFiles(ImageSource):
             return 64, 64
         if self.decode is decode_swir:
             return self.read(index).shape[:2]
-        with Image.open(io.BytesIO(self.container.read_bytes(self.files[index]))) as image:
+        with _identify(self.container.read_bytes(self.files[index])) as image:
             return image.height, image.width
 
 
@@ -212,7 +227,7 @@ class Hdf5Images(ImageSource):
     """
 
     def __init__(self, path: Path, key: str, rows: np.ndarray) -> None:
-        h5py = _require("h5py", "DSRSID.mat")
+        h5py = require("h5py", "DSRSID.mat")
         # A chunk may hold many images: a large chunk cache keeps it from being unpacked for each.
         self.file = h5py.File(path, "r", rdcc_nbytes=64 << 20)
         self.path, self.key, self.rows = path, key, rows
@@ -220,9 +235,14 @@ class Hdf5Images(ImageSource):
             raise InputError(f"{path} has no {key}; it holds {', '.join(self.file) or 'nothing'}")
         self.data = self.file[key]
         bands = 4 if key == "MUL_IMAGES" else 1
+        if not isinstance(self.data, h5py.Dataset):
+            raise InputError(f"{path}: {key} is a group, expected uint8 (N, {bands}, H, W)")
         if self.data.ndim != 4 or self.data.shape[1] != bands or self.data.dtype != np.uint8:
             raise InputError(f"{path}: {key} is {self.data.dtype} {self.data.shape}, expected uint8 "
                              f"(N, {bands}, H, W)")
+        if len(rows) and rows.max() >= len(self.data):
+            raise InputError(f"{path}: {key} holds {len(self.data):,} images, expected at least "
+                             f"{rows.max() + 1:,}, as many as the other arrays")
         self.channels = 1 if bands == 1 else 3
         status = path.stat()
         self.stamp = sha256_of(key, self.data.shape, status.st_size, status.st_mtime_ns, rows)

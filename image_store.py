@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from image_sources import ImageSource
-from utils import InputError, progress, sha256_of
+from utils import InputError, atomic_file, progress, sha256_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -80,7 +80,8 @@ class ImageStore:
             aside = path.with_name(f".{path.name}.{os.getpid()}.part")
             try:
                 _, sizes = _decode(source, label, side, aside, workers)
-                np.save(sizes_path, sizes)
+                with atomic_file(sizes_path) as file:  # another process may be reading it
+                    np.save(file, sizes)
                 os.replace(aside, path)
             finally:
                 aside.unlink(missing_ok=True)
@@ -89,7 +90,7 @@ class ImageStore:
 
 def _decode(source: ImageSource, label: str, side: int, path: Path | None, workers: int
             ) -> tuple[np.ndarray, np.ndarray]:
-    bad: list[str] = []
+    bad: dict[int, str] = {}
 
     def size(index: int) -> tuple[int, int]:
         try:
@@ -97,23 +98,24 @@ def _decode(source: ImageSource, label: str, side: int, path: Path | None, worke
         except InputError:
             raise
         except Exception as error:  # Pillow, GDAL and zlib raise many kinds for a damaged file
-            bad.append(f"{source.where(index)} ({error})")
+            bad[index] = f"{source.where(index)} ({error})"
             return 1, 1
         return scaled_size(height, width, side) if min(height, width) > side else (height, width)
 
     with ThreadPoolExecutor(workers) as pool:
         sizes = np.array(list(pool.map(size, range(len(source)), chunksize=64)), dtype=np.int64)
-        _complain(bad, len(source))
         shape = (len(source), source.channels, *sizes.max(axis=0).tolist())
         images = (np.zeros(shape, np.uint8) if path is None else
                   np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape))
 
         def fill(index: int) -> None:
+            if index in bad:
+                return
             height, width = sizes[index]
             try:
                 pixels = source.read(index)
             except Exception as error:
-                bad.append(f"{source.where(index)} ({error})")
+                bad[index] = f"{source.where(index)} ({error})"
                 return
             if pixels.shape[:2] != (height, width):
                 image = Image.fromarray(pixels[..., 0] if source.channels == 1 else pixels)
@@ -123,7 +125,7 @@ def _decode(source: ImageSource, label: str, side: int, path: Path | None, worke
 
         for _ in progress(pool.map(fill, range(len(source))), f"decoding {label}", len(source)):
             pass
-    _complain(bad, len(source))
+    _complain(list(bad.values()), len(source))
     if isinstance(images, np.memmap):
         images.flush()
     return images, sizes

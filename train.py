@@ -177,7 +177,7 @@ def main() -> None:
     R = choose_R(args.R, dataset) if labelled else None
     output_dir = resolve_path(args.output_dir or f"runs/mrhash_{dataset.name.lower()}_{args.hash_bit}bit")
     settings = {**vars(args), "R": R, "fingerprint": dataset.fingerprint}
-    log = Run(output_dir, settings, args.resume, args.overwrite,
+    log = Run(output_dir, "mrhash.pth", settings, args.resume, args.overwrite,
               harmless={"output_dir", "resume", "overwrite", "device", "workers", "cache_dir", "data_dir",
                         "pretrained_dp_path", "feature_weights", "max_epoch"})
     arrays, _ = dataset_features(dataset, stage1["features"],
@@ -199,7 +199,7 @@ def main() -> None:
     model = MrHash(HashNetwork(backbone, args.hash_bit), autoencoder, centres)
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameter_groups(args.lr, args.multi_lr))
-    best = {"score": -math.inf, "epoch": args.max_epoch, "model": None}
+    best = {"score": -math.inf, "epoch": None, "model": None}  # stays empty for --select last
     if log.state is not None:
         model.load_state_dict(log.state["model"])
         optimizer.load_state_dict(log.state["optimizer"])
@@ -240,13 +240,15 @@ def main() -> None:
         log.save(epoch, model=model.state_dict(), optimizer=optimizer.state_dict(), best=best)
 
     # ------------------------------------------------------------ save
-    kept = best["model"] or {name: value.cpu() for name, value in model.state_dict().items()}
+    if best["model"] is None:
+        best = {"epoch": args.max_epoch,
+                "model": {name: value.cpu() for name, value in model.state_dict().items()}}
     save_checkpoint(output_dir / "mrhash.pth", {
         "format": FORMAT, "epoch": best["epoch"], "select": args.select,
         "network": {"model_type": args.model_type, "hash_bit": args.hash_bit, "image_size": args.image_size,
                     "n_clusters": args.n_clusters, "threshold": args.T, "autoencoder": autoencoder.settings()},
         "data": {**stage1["data"], **({"data_dir": args.data_dir} if args.data_dir else {})},
-        "fingerprint": dataset.fingerprint, "model": kept})
+        "fingerprint": dataset.fingerprint, "model": best["model"]})
     print(f"wrote {output_dir / 'mrhash.pth'} (epoch {best['epoch']}, {args.select})")
 
 

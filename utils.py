@@ -218,13 +218,13 @@ def sha256_of(*parts: Any) -> str:
 class Run:
     """One output folder: config.json, log.jsonl, last.pth and the result beside them."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any], resume: bool, overwrite: bool,
-                 harmless: set[str]) -> None:
+    def __init__(self, folder: Path, result: str, settings: dict[str, Any], resume: bool,
+                 overwrite: bool, harmless: set[str]) -> None:
         """Open `folder`; with `resume`, load last.pth and check that it had the same settings.
 
         Args:
-            settings: plain values that describe the run. harmless: the keys among them that may
-                differ when a run is resumed.
+            result: name of the file that the finished run writes. settings: plain values that describe
+                the run. harmless: the keys among them that may differ when a run is resumed.
         Raises:
             InputError: the folder holds a run and neither flag says what to do, or the settings
                 differ, or the folder cannot be written.
@@ -256,7 +256,8 @@ class Run:
             lines = self.log_path.read_text().splitlines()
             kept = [line for line in lines if json.loads(line)["epoch"] <= self.state["epoch"]]
         else:
-            last.unlink(missing_ok=True)
+            for stale in (last, folder / result):
+                stale.unlink(missing_ok=True)
         with atomic_file(self.log_path) as file:
             file.write("".join(line + "\n" for line in kept).encode())
 

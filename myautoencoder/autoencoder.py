@@ -156,7 +156,7 @@ def main() -> None:
     R = choose_R(args.R, dataset) if labelled else None
     output_dir = resolve_path(args.output_dir or f"runs/autoencoder_{dataset.name.lower()}")
     settings = {**vars(args), "encoder": encoder, "R": R, "fingerprint": dataset.fingerprint}
-    log = Run(output_dir, settings, args.resume, args.overwrite,
+    log = Run(output_dir, "autoencoder.pth", settings, args.resume, args.overwrite,
               harmless={"output_dir", "resume", "overwrite", "device", "workers", "cache_dir", "data_dir",
                         "epoch"})
     feature_settings = {"feature_backbone": args.feature_backbone, "feature_weights": args.feature_weights,

@@ -1,0 +1,160 @@
+"""Backbones, the autoencoder's two encoders, the hash network, parameter groups, batch normalisation."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from network import Backbone, HashNetwork, MrHash, MultisourceAutoencoder, rebuild_hash_network
+from utils import InputError
+
+
+def tiny(encoder="dual", dims=(6, 5)):
+    torch.manual_seed(0)
+    return MultisourceAutoencoder(dims, 8, encoder)
+
+
+@pytest.mark.parametrize(("name", "size", "dim"), [
+    ("alexnet", 224, 4096), ("resnet18", 64, 512), ("mobilenet_v2", 32, 1280), ("squeezenet1_1", 64, 512),
+    ("densenet121", 32, 1024), ("convnext_tiny", 32, 768), ("googlenet", 64, 1024), ("efficientnet_b0", 32, 1280),
+    ("vit_b_16", 224, 768)])
+def test_any_torchvision_model_gives_its_penultimate_features(name, size, dim):
+    backbone = Backbone(name, "none", size)
+    assert backbone.dim == dim
+    backbone.train()
+    assert backbone(torch.zeros(2, 3, size, size)).shape == (2, dim)
+
+
+def test_alexnet_gives_the_layer_before_the_classes(tmp_path):
+    model = torchvision.models.alexnet().eval()
+    torch.save(model.state_dict(), tmp_path / "alexnet.pth")
+    backbone = Backbone("alexnet", str(tmp_path / "alexnet.pth"), 224).eval()
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        expected = model.classifier[:6](torch.flatten(model.avgpool(model.features(images)), 1))
+        torch.testing.assert_close(backbone(images), expected)
+
+
+def test_weights_of_another_model_are_refused_by_name(tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
+    with pytest.raises(InputError, match=r"does not hold weights of mobilenet_v2.*first"):
+        Backbone("mobilenet_v2", str(tmp_path / "resnet18.pth"), 32)
+
+
+def test_a_file_that_would_run_code_is_not_opened(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    torch.save({"weights": Trap()}, tmp_path / "trap.pth")
+    with pytest.raises(InputError, match="opened safely"):
+        Backbone("mobilenet_v2", str(tmp_path / "trap.pth"), 32)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(("name", "weights", "size", "message"), [
+    ("resnet5", "none", 32, "no torchvision classification model"),
+    ("resnet18", "nowhere.pth", 32, "no weights at"),
+    ("vit_b_16", "none", 96, "cannot take images of 96 pixels"),
+    ("alexnet", "none", 32, "cannot take images of 32 pixels")])
+def test_bad_backbones_are_one_sentence(name, weights, size, message):
+    with pytest.raises(InputError, match=message) as caught:
+        Backbone(name, weights, size)
+    assert "\n" not in str(caught.value)
+
+
+def test_batch_norm_statistics_stay_with_pretrained_weights_and_move_without(tmp_path):
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18()
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    pretrained = Backbone("resnet18", str(tmp_path / "weights.pth"), 32)
+    scratch = Backbone("resnet18", "none", 32)
+    forced = Backbone("resnet18", str(tmp_path / "weights.pth"), 32, batch_norm="adapt")
+    images = torch.randn(4, 3, 32, 32)
+    for backbone, moves in ((pretrained, False), (scratch, True), (forced, True)):
+        before = backbone.model.bn1.running_mean.clone()
+        backbone.train()
+        output = backbone(images)
+        assert (not torch.equal(before, backbone.model.bn1.running_mean)) == moves
+        if not moves:  # then a code depends on its image alone, also in training
+            torch.testing.assert_close(output[:1], backbone(images[:1]), rtol=1e-4, atol=1e-5)
+        assert backbone.model.bn1.weight.requires_grad
+
+
+def test_dual_encoder_sees_both_sources_and_unisource_the_first_only():
+    x1, x2, other = torch.randn(3, 6), torch.randn(3, 5), torch.randn(3, 5)
+    for encoder, sees in (("dual", True), ("unisource", False)):
+        model = tiny(encoder)
+        assert (not torch.equal(model.encode([x1, x2]), model.encode([x1, other]))) == sees
+        latent, made = model([x1, x2])
+        assert latent.shape == (3, 8)
+        assert [x.shape for x in made] == [(3, 6), (3, 5)]
+
+
+def test_autoencoder_has_the_published_widths():
+    model = MultisourceAutoencoder((2048, 2048), 64, "unisource")
+    encoder = [layer.out_features for layer in model.branches[0] if isinstance(layer, nn.Linear)]
+    assert [*encoder, model.fuse.out_features] == [512, 512, 256, 256, 64]
+    for decoder in model.decoders:
+        assert [layer.out_features for layer in decoder if isinstance(layer, nn.Linear)] == [
+            256, 256, 512, 512, 2048]
+        assert not isinstance(decoder[-1], nn.ReLU)
+
+
+def test_he_initialisation_keeps_the_signal_that_torch_loses():
+    torch.manual_seed(0)
+    x = [torch.randn(256, 512), torch.randn(256, 512)]
+    spread = {init: MultisourceAutoencoder((512, 512), 64, "dual", init)(x)[1][0].std(dim=0).mean().item()
+              for init in ("he", "torch")}
+    assert spread["he"] > 0.1
+    assert spread["torch"] < spread["he"] / 50
+
+
+def test_dual_without_a_second_source_is_refused():
+    with pytest.raises(InputError, match="second source"):
+        MultisourceAutoencoder((6,), 8, "dual")
+
+
+def test_encode_all_equals_one_pass_and_keeps_the_mode():
+    model = tiny().train()
+    x = [torch.randn(10, 6), torch.randn(10, 5)]
+    torch.testing.assert_close(model.encode_all(x, chunk=3), model.encode(x).detach())
+    assert model.training
+
+
+def test_every_parameter_is_in_exactly_one_group_at_its_rate():
+    model = MrHash(HashNetwork(Backbone("squeezenet1_1", "none", 64), 12), tiny(), torch.randn(4, 8))
+    slow, fast = model.parameter_groups(lr=0.001, multi_lr=0.01)
+    assert (slow["lr"], fast["lr"]) == (pytest.approx(1e-5), pytest.approx(1e-3))
+    members = [id(parameter) for group in (slow, fast) for parameter in group["params"]]
+    assert sorted(members) == sorted(id(parameter) for parameter in model.parameters())
+    assert {id(p) for p in slow["params"]} == {id(p) for p in model.hash_network.backbone.parameters()}
+    assert any(parameter is model.centres for parameter in fast["params"])
+    assert model.to_latent.bias is None
+
+
+def test_gradients_reach_backbone_hash_layer_projection_centres_and_autoencoder():
+    from loss import multi_semantic_loss
+    torch.manual_seed(0)
+    model = MrHash(HashNetwork(Backbone("squeezenet1_1", "none", 64), 12), tiny(), torch.randn(4, 8))
+    features = [torch.randn(3, 6), torch.randn(3, 5)]
+    q_image, q_feature, made = model(torch.randn(3, 3, 64, 64), features)
+    target = torch.softmax(torch.randn(3, 4), dim=1)
+    multi_semantic_loss(target, q_image, q_feature, made, features)[0].backward()
+    for part in (model.hash_network.backbone, model.hash_network.hash_layer, model.to_latent,
+                 model.autoencoder.branches[1], model.autoencoder.decoders[0]):
+        assert any(parameter.grad.abs().sum() > 0 for parameter in part.parameters())
+    assert model.centres.grad.abs().sum() > 0
+
+
+def test_a_rebuilt_hash_network_gives_the_same_codes(tmp_path):
+    torch.manual_seed(0)
+    network = HashNetwork(Backbone("squeezenet1_1", "none", 64), 12).eval()
+    checkpoint = {"network": {"model_type": "squeezenet1_1", "hash_bit": 12, "image_size": 64},
+                  "model": {f"hash_network.{key}": value for key, value in network.state_dict().items()}}
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(rebuild_hash_network(checkpoint, tmp_path)(images), network(images))
+    checkpoint["network"]["hash_bit"] = 13
+    with pytest.raises(InputError, match="does not fit its own settings"):
+        rebuild_hash_network(checkpoint, tmp_path)

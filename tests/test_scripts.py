@@ -1,0 +1,328 @@
+"""The three scripts as people run them: end to end, repeated, resumed, and with bad input."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hamming
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["--cache_dir", "none", "--device", "cpu"]
+
+
+def run_script(*command, cwd=ROOT):
+    """A script in a process of its own, one thread; returns it with stdout and stderr as text."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    return subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True,
+                          env=environment, timeout=300)
+
+
+def script_module(name):
+    """A script as a module. `import test` could find Python's own package, hence by file."""
+    spec = importlib.util.spec_from_file_location(f"script_{Path(name).stem}", ROOT / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def call(capsys, name, *arguments):
+    """The same in this process, which saves importing torch: exit code, stdout, stderr."""
+    from utils import run
+    module, before = script_module(name), sys.argv
+    sys.argv = [name, *map(str, arguments)]
+    try:
+        try:
+            code = run(module.main)
+        except SystemExit as stop:  # argparse
+            code = stop.code
+    finally:
+        sys.argv = before
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def make_pairs(folder, per_class=14, seed=0):
+    """Three textures, a coarse and a fine view of each; class folders, differing extensions."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[:32, :32]
+    for kind, colour in (("field", (90, 140, 60)), ("sea", (30, 60, 120)), ("town", (150, 140, 140))):
+        for view in ("coarse", "fine"):
+            (folder / view / kind).mkdir(parents=True)
+        for number in range(per_class):
+            wave = 40 * np.sin((x + y * generator.uniform(-1, 1)) * (1.5 if kind == "town" else 0.5))
+            fine = np.clip(np.array(colour) + wave[..., None] * (kind != "sea")
+                           + generator.normal(0, 12, (32, 32, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(fine).save(folder / "fine" / kind / f"{number:02d}.png")
+            Image.fromarray(fine[::2, ::2]).save(folder / "coarse" / kind / f"{number:02d}.bmp")
+
+
+def stage1_flags(folder):
+    return ["--data_name", "pairs", "--source1", folder / "coarse", "--source2", folder / "fine",
+            "--feature_backbone", "resnet18", "--feature_weights", "none", "--image_size", 32, "--epoch", 6,
+            "--batch_size", 16, *SMALL]
+
+
+def stage2_flags(stage1):
+    return ["--pretrained_dp_path", stage1, "--hash_bit", 12, "--model_type", "resnet18", "--weights", "none",
+            "--multi_lr", 1, "--image_size", 32, "--n_clusters", 4, "--max_epoch", 2, "--batch_size", 16,
+            "--eval_frequency", 2, *SMALL]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Images, autoencoder.pth, mrhash.pth, codes and results, made by the three scripts as processes."""
+    folder = tmp_path_factory.mktemp("end_to_end")
+    make_pairs(folder)
+    outputs = []
+    for command, cwd in (
+            (["autoencoder.py", *stage1_flags(folder), "--output_dir", folder / "ae"], ROOT / "myautoencoder"),
+            (["train.py", *stage2_flags(folder / "ae" / "autoencoder.pth"), "--output_dir", folder / "mr"], ROOT),
+            (["test.py", "--hash_bit", 12, "--pretrain_path", folder / "mr" / "mrhash.pth", "--save_codes",
+              folder / "codes.npz", "--picture", folder / "neighbours.png", *SMALL], ROOT)):
+        done = run_script(*command, cwd=cwd)
+        assert done.returncode == 0, done.stdout + done.stderr
+        outputs.append(done.stdout)
+    return folder, outputs
+
+
+def test_the_three_commands_lead_from_images_to_a_map(trained):
+    folder, outputs = trained
+    results = json.loads((folder / "mr" / "results.json").read_text())
+    assert (results["hash_bit"], results["num_query"], results["num_database"], results["R"]) == (12, 3, 39, 13)
+    for key in ("map", "map_min", "map_max", "map_strict", "map_all", "recall", "precision_radius2", "seconds"):
+        assert results[key] >= 0
+    assert set(results["precision_at"]) == {"1", "10", "100"}
+    assert results["map_min"] <= results["map"] <= results["map_max"]
+    assert f"{results['map']:.4f}" in outputs[2]
+    # Three colours are easy: the codes must have learnt something.
+    assert results["map"] > results["map_chance"] + 0.15
+
+
+def test_results_agree_with_a_plain_evaluation_of_the_stored_codes(trained):
+    folder, _ = trained
+    with np.load(folder / "codes.npz", allow_pickle=False) as file:
+        codes = {name: file[name] for name in file.files}
+    bits = {part: np.unpackbits(codes[f"{part}_codes"], axis=1)[:, :12] for part in ("query", "database")}
+    distances = (bits["query"][:, None] != bits["database"][None]).sum(axis=2)
+    generator, means = np.random.default_rng(0), []
+    for _ in range(400):  # the mean over random orders of the ties
+        order = np.lexsort((generator.random(distances.shape), distances), axis=1)[:, :13]
+        hits = codes["database_labels"][order] == codes["query_labels"][:, None]
+        precision = hits.cumsum(axis=1) / np.arange(1, 14)
+        means.append(np.mean((precision * hits).sum(axis=1) / np.maximum(hits.sum(axis=1), 1)))
+    results = json.loads((folder / "mr" / "results.json").read_text())
+    assert results["map"] == pytest.approx(np.mean(means), abs=5 * np.std(means) / 20 + 1e-9)
+    assert len(set(codes["query_paths"]) & set(codes["database_paths"])) == 0
+    assert [path.split("/")[0] for path in codes["query_paths"]] == ["field", "sea", "town"]
+
+
+def test_the_run_folder_holds_what_the_contract_says(trained):
+    folder, _ = trained
+    for name, result, epochs in (("ae", "autoencoder.pth", 6), ("mr", "mrhash.pth", 3)):
+        config = json.loads((folder / name / "config.json").read_text())
+        assert config["seed"] == 13
+        assert {"torch", "numpy", "git_commit", "command"} <= config["environment"].keys()
+        assert config["fingerprint"]
+        log = [json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()]
+        assert [record["epoch"] for record in log] == list(range(epochs))
+        for file in (result, "last.pth"):
+            torch.load(folder / name / file, weights_only=True)
+    assert 0 < log[2]["map"] <= 1
+    assert [record["lr"] for record in log] == [0.001] * 3
+
+
+def test_the_picture_frames_right_neighbours_green_and_wrong_ones_red(trained):
+    from pictures import RIGHT, WRONG
+    folder, _ = trained
+    picture = np.asarray(Image.open(folder / "neighbours.png"))
+    codes = np.load(folder / "codes.npz")
+    nearest, _ = hamming.nearest(codes["query_codes"], codes["database_codes"], 12, 10)
+    right = int((codes["database_labels"][nearest] == codes["query_labels"][:, None]).sum())
+    frame = (96 + 10) ** 2 - 96 ** 2
+    assert (picture == RIGHT).all(axis=2).sum() >= right * frame
+    assert (picture == WRONG).all(axis=2).sum() >= (30 - right) * frame
+    assert (picture == RIGHT).all(axis=2).sum() < (right + 1) * frame
+
+
+def test_the_module_way_and_the_path_way_start_the_autoencoder_too(trained, tmp_path):
+    folder, _ = trained
+    expected = (folder / "ae" / "autoencoder.pth").read_bytes()
+    for number, start in enumerate((["-m", "myautoencoder.autoencoder"], ["myautoencoder/autoencoder.py"])):
+        done = run_script(*start, *stage1_flags(folder), "--output_dir", tmp_path / str(number))
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / str(number) / "autoencoder.pth").read_bytes() == expected  # one seed, same file
+
+
+def test_two_runs_of_training_and_testing_give_identical_files(trained, tmp_path, capsys):
+    folder, _ = trained
+    code, _, _ = call(capsys, "train.py", *stage2_flags(folder / "ae" / "autoencoder.pth"), "--output_dir",
+                      tmp_path / "again")
+    assert code == 0
+    assert (tmp_path / "again" / "mrhash.pth").read_bytes() == (folder / "mr" / "mrhash.pth").read_bytes()
+    code, _, _ = call(capsys, "test.py", "--pretrain_path", tmp_path / "again" / "mrhash.pth", "--save_codes",
+                      tmp_path / "codes.npz", *SMALL)
+    assert code == 0
+    assert (tmp_path / "codes.npz").read_bytes() == (folder / "codes.npz").read_bytes()
+
+
+def test_another_seed_gives_another_model_on_the_same_split(trained, tmp_path, capsys):
+    folder, _ = trained
+    code, _, _ = call(capsys, "train.py", *stage2_flags(folder / "ae" / "autoencoder.pth"), "--seed", 14,
+                      "--output_dir", tmp_path)
+    assert code == 0
+    one, other = (torch.load(path / "mrhash.pth", weights_only=True) for path in (folder / "mr", tmp_path))
+    assert one["fingerprint"] == other["fingerprint"]
+    assert not torch.equal(one["model"]["centres"], other["model"]["centres"])
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_run_cut_short_and_resumed_ends_with_the_same_file(trained, tmp_path, capsys, stage):
+    folder, _ = trained
+    name, flags, epochs, result = (
+        ("myautoencoder/autoencoder.py", stage1_flags(folder), "--epoch", folder / "ae" / "autoencoder.pth")
+        if stage == 1 else
+        ("train.py", stage2_flags(folder / "ae" / "autoencoder.pth"), "--max_epoch", folder / "mr" / "mrhash.pth"))
+    output = ["--output_dir", tmp_path / "run"]
+    assert call(capsys, name, *flags, epochs, {1: 3, 2: 0}[stage], *output)[0] == 0
+    code, _, error = call(capsys, name, *flags, *output)
+    assert code == 2 and "--resume" in error and "--overwrite" in error
+    code, _, error = call(capsys, name, *flags, "--lr", 0.5, "--resume", *output)
+    assert code == 2 and "lr was 0.001, now 0.5" in error
+    code, out, _ = call(capsys, name, *flags, "--resume", *output)
+    assert code == 0 and "resuming" in out
+    assert (tmp_path / "run" / result.name).read_bytes() == result.read_bytes()
+    log = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in log] == list(range({1: 6, 2: 3}[stage]))
+
+
+def test_selection_by_test_map_warns_and_keeps_the_best_epoch(trained, tmp_path, capsys):
+    folder, _ = trained
+    code, _, error = call(capsys, "train.py", *stage2_flags(folder / "ae" / "autoencoder.pth"), "--select",
+                          "test_map", "--eval_frequency", 1, "--output_dir", tmp_path / "2")
+    assert code == 0 and "labels of the test queries" in error
+    log = [json.loads(line) for line in (tmp_path / "2" / "log.jsonl").read_text().splitlines()]
+    kept = torch.load(tmp_path / "2" / "mrhash.pth", weights_only=True)["epoch"]
+    assert kept == max(log, key=lambda record: record["map"])["epoch"]
+    code, _, error = call(capsys, "myautoencoder/autoencoder.py", *stage1_flags(folder), "--select", "test_map",
+                          "--data_hash", 1, "--output_dir", tmp_path / "1")
+    assert code == 0 and "labels of the test queries" in error
+    log = [json.loads(line) for line in (tmp_path / "1" / "log.jsonl").read_text().splitlines()]
+    kept = torch.load(tmp_path / "1" / "autoencoder.pth", weights_only=True)
+    assert kept["latent_map"] == pytest.approx(max(record["latent_map"] for record in log))
+
+
+def test_selection_by_loss_keeps_the_epoch_of_least_loss(trained, tmp_path, capsys):
+    folder, _ = trained
+    call(capsys, "train.py", *stage2_flags(folder / "ae" / "autoencoder.pth"), "--select", "loss", "--lr", 0.02,
+         "--output_dir", tmp_path)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert torch.load(tmp_path / "mrhash.pth", weights_only=True)["epoch"] == min(
+        log, key=lambda record: record["loss"])["epoch"]
+
+
+def test_one_source_alone_and_no_labels_work_to_the_codes(trained, tmp_path, capsys):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, path in enumerate(sorted((trained[0] / "fine").rglob("*.png"))):
+        (flat / f"{number:02d}.png").write_bytes(path.read_bytes())
+    flags = stage1_flags(trained[0])
+    flags[3], flags[5] = flat, "none"
+    assert call(capsys, "myautoencoder/autoencoder.py", *flags, "--output_dir", tmp_path / "ae")[0] == 0
+    assert call(capsys, "train.py", *stage2_flags(tmp_path / "ae" / "autoencoder.pth"), "--output_dir",
+                tmp_path / "mr")[0] == 0
+    code, out, _ = call(capsys, "test.py", "--pretrain_path", tmp_path / "mr" / "mrhash.pth", "--save_codes",
+                        tmp_path / "codes.npz", *SMALL)
+    assert code == 0 and "no labels" in out
+    assert not (tmp_path / "mr" / "results.json").exists()
+    assert sorted(np.load(tmp_path / "codes.npz").files) == [
+        "database_codes", "database_paths", "hash_bit", "query_codes", "query_paths"]
+
+
+def test_stored_codes_are_evaluated_without_a_model(trained, tmp_path, capsys):
+    folder, _ = trained
+    expected = json.loads((folder / "mr" / "results.json").read_text())
+    code, _, _ = call(capsys, "test.py", "--codes", folder / "codes.npz", "--output_dir", tmp_path)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert code == 0 and {**found, "seconds": 0} == {**expected, "seconds": 0}
+    for ties, key in (("min", "map_min"), ("max", "map_max")):
+        call(capsys, "test.py", "--codes", folder / "codes.npz", "--output_dir", tmp_path, "--ties", ties)
+        assert json.loads((tmp_path / "results.json").read_text())["map"] == expected[key]
+
+
+def test_threshold_and_similarity_matrix_do_what_they_say(trained, tmp_path, capsys):
+    folder, _ = trained
+    model = ["--pretrain_path", folder / "mr" / "mrhash.pth", "--output_dir", tmp_path, *SMALL]
+    code, _, _ = call(capsys, "test.py", *model, "--gen_similarity_matrix", 1)
+    assert code == 0
+    similarity = np.load(tmp_path / "similarity.npy", allow_pickle=False)
+    codes = np.load(folder / "codes.npz")
+    signs = [1.0 - 2 * hamming.unpack_codes(codes[f"{part}_codes"], 12) for part in ("database", "query")]
+    np.testing.assert_allclose(similarity, signs[0] @ signs[1].T / 12, atol=1e-6)
+    call(capsys, "test.py", *model, "--T", 1.1, "--save_codes", tmp_path / "zeros.npz")
+    assert not np.load(tmp_path / "zeros.npz")["query_codes"].any()  # tanh never reaches 1.1
+
+
+BAD = [
+    ("myautoencoder/autoencoder.py", ["--data_name", "Landsat"], "EuroSAT, DSRSID, UCMerced, pairs, demo"),
+    ("myautoencoder/autoencoder.py", ["--data_dir", "{tmp}/nowhere"], "download EuroSAT_RGB.zip"),
+    ("myautoencoder/autoencoder.py", ["--data_name", "ucmerced", "--data_dir", "{tmp}"], "UCMerced_LandUse.zip"),
+    ("myautoencoder/autoencoder.py", ["--data_name", "DSRSID", "--data_dir", "{tmp}"], "DSRSID.mat"),
+    ("myautoencoder/autoencoder.py", ["--data_name", "pairs"], "--source1"),
+    ("myautoencoder/autoencoder.py", ["--epochs", "3"], "unrecognized arguments"),
+    ("myautoencoder/autoencoder.py", ["--epoch", "0"], "--epoch"),
+    ("myautoencoder/autoencoder.py", ["--device", "tpu9"], "--device tpu9 cannot be used"),
+    ("train.py", [], "--pretrained_dp_path"),
+    ("train.py", ["--pretrained_dp_path", "{tmp}/no.pth"], "expected a file made by autoencoder.py"),
+    ("train.py", ["--pretrained_dp_path", "{text}"], "not a whole checkpoint"),
+    ("train.py", ["--pretrained_dp_path", "{mr}"], "is mrhash-1, expected mrhash-autoencoder-1"),
+    ("train.py", ["--pretrained_dp_path", "{ae}", "--hash_bit", "2000"], "more than 1024"),
+    ("train.py", ["--pretrained_dp_path", "{ae}", "--hash_bit", "0"], "not a positive whole number"),
+    ("train.py", ["--pretrained_dp_path", "{ae}", "--data_name", "UCMerced"], "contradicts the checkpoint"),
+    ("train.py", ["--pretrained_dp_path", "{ae}", "--latent_dim", "32"], "contradicts"),
+    ("train.py", ["--pretrained_dp_path", "{ae}", "--weights", "{text}", "--output_dir", "{tmp}/o"], "state-dict"),
+    ("train.py", ["--pretrained_dp_path", "{ae}", "--model_type", "alexnot", "--output_dir", "{tmp}/o"],
+     "no torchvision classification model"),
+    ("train.py", ["--pretrained_dp_path", "{ae}", "--R", "9999"], "larger than the database"),
+    ("train.py", ["--pretrained_dp_path", "{ae}", "--n_clusters", "40", "--output_dir", "{tmp}/o"], "n_clusters"),
+    ("test.py", [], "--pretrain_path --codes"),
+    ("test.py", ["--pretrain_path", "{ae}"], "expected mrhash-1"),
+    ("test.py", ["--pretrain_path", "{mr}", "--hash_bit", "32"], "contradicts"),
+    ("test.py", ["--pretrain_path", "{mr}", "--source1", "{tmp}"], "holds no image"),
+    ("test.py", ["--codes", "{text}"], "not a whole .npz"),
+    ("test.py", ["--codes", "{tmp}/no.npz"], "no codes at"),
+    ("test.py", ["--codes", "{codes}", "--picture", "{tmp}/p.png"], "--picture needs the images"),
+    ("test.py", ["--codes", "{codes}", "--ties", "lucky"], "invalid choice: 'lucky'"),
+]
+
+
+@pytest.mark.parametrize(("name", "flags", "message"), BAD, ids=[" ".join([a, *b])[:60] for a, b, _ in BAD])
+def test_bad_input_is_one_line_and_exit_code_2(trained, tmp_path, capsys, name, flags, message):
+    folder, _ = trained
+    (tmp_path / "text").write_text("no weights, no codes")
+    places = {"tmp": tmp_path, "text": tmp_path / "text", "ae": folder / "ae" / "autoencoder.pth",
+              "mr": folder / "mr" / "mrhash.pth", "codes": folder / "codes.npz"}
+    more = [] if "--device" in flags else SMALL
+    if name == "train.py" and "{ae}" in flags and "--model_type" not in flags:
+        more = [*more, "--model_type", "resnet18", "--image_size", "32"]
+        if "--weights" not in flags:
+            more += ["--weights", "none"]
+    code, _, error = call(capsys, name, *(flag.format(**places) for flag in flags), *more)
+    assert code == 2
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert "Traceback" not in error
+
+
+def test_a_bad_flag_leaves_no_traceback_in_a_real_process():
+    done = run_script("train.py", "--pretrained_dp_path", "no/such/file.pth")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no checkpoint at")
+    assert len(done.stderr.splitlines()) == 1
