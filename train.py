@@ -196,6 +196,7 @@ def main() -> None:
     else:
         centres = log.state["model"]["centres"]
     backbone = Backbone(args.model_type, args.weights, args.image_size, args.batch_norm)
+    backbone.requires_grad_(args.multi_lr > 0)  # frozen, it needs no backward pass: a third of the time
     model = MrHash(HashNetwork(backbone, args.hash_bit), autoencoder, centres)
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameter_groups(args.lr, args.multi_lr))

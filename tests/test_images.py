@@ -17,7 +17,15 @@ import network
 from data_loader import DataConfig, load_dataset
 from features import dataset_features, features_of
 from image_sources import Folder, ImageFiles, ImageSource
-from image_store import IMAGENET_MEAN, IMAGENET_STD, ImageLoader, ImageStore, Transform, axis_matrix, random_crops
+from image_store import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageLoader,
+    ImageStore,
+    Transform,
+    axis_matrix,
+    random_crops,
+)
 from network import Backbone
 from utils import InputError
 
@@ -84,22 +92,24 @@ def check_levels(ours, theirs, most, mean):
 
 # ------------------------------------------------------------------------ the test transform
 
-# Pillow resizes one axis, rounds to uint8, resizes the other, rounds again; we do not round. Each rounding
-# is off by up to 1/2 (1/4 on average; less for the first one, which the second pass averages), so an
-# image that is resized on the device differs by up to 1 grey level of 255 and by about 0.3 on average. Images at
-# least as large as the first resize are resized by Pillow itself: only float32 remains.
-ROUNDED = {"most": 1.0, "mean": 0.32}
-EXACT = {"most": 1e-3, "mean": 1e-4}
+# Pillow resizes one axis, rounds to uint8, resizes the other, rounds again; we do not round. Each rounding is
+# off by up to 1/2 (the first one is averaged by the second pass), so an image resized on the device differs
+# by up to 1 grey level of 255, and by about 0.3 on average (measured: 1.0008 with float32, 0.312). Images at
+# least as large as the first resize are resized by Pillow itself: only float32 remains (measured: 1.4e-5).
+ROUNDED = {"most": 1.002, "mean": 0.315}
+EXACT = {"most": 1e-4, "mean": 1e-5}
 
 
 def pipeline(image_size):
     """torchvision on a Pillow image, with the first resize in the published proportion 256 to 224."""
-    return transforms.Compose([transforms.Resize(round(image_size * 256 / 224)), transforms.CenterCrop(image_size),
-                               transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    return transforms.Compose([
+        transforms.Resize(round(image_size * 256 / 224)), transforms.CenterCrop(image_size),
+        transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
 
 
 @pytest.mark.parametrize("image_size", [224, 96])
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (256, 256), (300, 400), (31, 47), (500, 256), (109, 111)])
+@pytest.mark.parametrize(("height", "width"), [
+    (64, 64), (256, 256), (300, 400), (31, 47), (500, 256), (109, 111)])
 def test_test_transform_agrees_with_torchvision_on_pillow(height, width, image_size):
     pixels = picture(1, height, width)
     store = store_of(pixels, image_size=image_size)
@@ -184,7 +194,7 @@ def test_random_boxes_have_torchvisions_distribution(height, width):
         return {"area": high * wide / (height * width), "ratio": np.log(wide / high),
                 "top": top[height - high > 20] / slack_y, "left": left[width - wide > 20] / slack_x}
 
-    for name, (mine, other) in {name: (views(*ours)[name], views(*theirs)[name]) for name in views(*ours)}.items():
+    for (name, mine), other in zip(views(*ours).items(), views(*theirs).values(), strict=True):
         # Fixed seeds: nothing is left to chance. 1.95 sqrt(2 / n) is the one-in-a-thousand bound.
         distance = stats.ks_2samp(mine, other).statistic
         assert distance < 1.95 * math.sqrt(1 / len(mine) + 1 / len(other)), f"{name}: {distance:.4f}"
@@ -214,8 +224,9 @@ def test_boxes_of_a_batch_fit_each_its_own_image():
 
 # ------------------------------------------------------------------------ the training transform
 
-# As above, with two resizes where the image is enlarged first: four roundings instead of two.
-TWICE_ROUNDED = {"most": 2.0, "mean": 0.45}
+# As above, with two resizes where the image is enlarged first: four roundings instead of two (measured: at
+# most 1.94, 0.384 on average).
+TWICE_ROUNDED = {"most": 2.0, "mean": 0.39}
 
 
 def drawn(store, image_size, seed, monkeypatch):
@@ -268,8 +279,8 @@ def test_training_views_of_many_sizes_in_one_batch_are_pillows(monkeypatch):
     check_training_views(images, 224, [ROUNDED if min(shape) >= 256 else TWICE_ROUNDED for shape in shapes],
                          monkeypatch)
     large = [shape for shape in shapes if min(shape) >= 256] * 2  # padded, none enlarged
-    check_training_views([picture(seed, *shape) for seed, shape in enumerate(large)], 224, [ROUNDED] * len(large),
-                         monkeypatch, seed=1)
+    images = [picture(seed, *shape) for seed, shape in enumerate(large)]
+    check_training_views(images, 224, [ROUNDED] * len(large), monkeypatch, seed=1)
 
 
 def test_training_views_do_not_depend_on_the_padding(monkeypatch):
@@ -406,15 +417,16 @@ def scenes(tmp_path):
     for label, number in itertools.product("ab", range(5)):
         path = tmp_path / "one" / label / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        as_pillow(picture(ord(label) + number, 40, 40)).save(path)
+        as_pillow(picture(10 * ord(label) + number, 40, 40)).save(path)
     return tmp_path
 
 
-def opened(folder, image_size=SIZE, backbone="mobilenet_v2", weights="none", cache_dir=None, amp=False):
+def opened(folder, image_size=SIZE, backbone="squeezenet1_1", weights="none", cache_dir=None, amp=False):
     """Features of the first source of a fresh look at the folder, as a script computes them."""
     dataset = load_dataset(DataConfig(data_name="pairs", source1=str(folder / "one")))
     settings = {"feature_backbone": backbone, "image_size": image_size, "amp": amp}
-    arrays, content = dataset_features(dataset, settings, weights, CPU, 4, 2, str(cache_dir or folder / "cache"))
+    cache = str(cache_dir or folder / "cache")
+    arrays, content = dataset_features(dataset, settings, weights, CPU, 4, 2, cache)
     return dataset, arrays[0], content
 
 
@@ -434,18 +446,17 @@ def calls(monkeypatch):
 
 
 def test_features_are_those_of_a_plain_loop_over_images(scenes):
-    torch.manual_seed(0)
-    model = torchvision.models.mobilenet_v2(weights=None)
-    model.classifier = torch.nn.Identity()
+    torch.manual_seed(0)  # weights `none` are drawn with seed 0
+    model = torchvision.models.squeezenet1_1(weights=None)
+    model.classifier[1] = torch.nn.Identity()
     model.eval()
     dataset, found, _ = opened(scenes)
-    store = ImageStore.open(dataset.source1, "plain", SIZE, None, 1)
-    assert found.dtype == np.float32 and found.shape == (10, 1280)
+    assert found.dtype == np.float32 and found.shape == (10, 512)
+    assert len(np.unique(found.round(3), axis=0)) == 10  # the images do look different to this network
     for row, name in enumerate(dataset.names):
         with Image.open(scenes / "one" / f"{name}.png") as image, torch.no_grad():
-            expected = model(pipeline(SIZE)(image)[None])[0].numpy()  # 40 pixels: Pillow shrinks, to 37
-        assert np.allclose(found[row], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
-    assert len(store) == 10
+            expected = model(pipeline(SIZE)(image)[None])[0].numpy()  # 40 pixels: Pillow shrinks them, to 37
+        assert np.abs(found[row] - expected).max() < 1e-4
 
 
 def test_second_run_reuses_the_features_and_says_so(scenes, calls, capsys):
@@ -473,7 +484,8 @@ def cached_files(folder):
 
 def test_another_backbone_size_weights_precision_or_image_is_another_key(scenes, calls):
     torch.manual_seed(1)
-    torch.save(torchvision.models.mobilenet_v2(weights=None).state_dict(), scenes / "weights.pth")
+    weights = str(scenes / "weights.pth")
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), weights)
 
     def change_image():
         as_pillow(picture(99, 41, 40)).save(scenes / "one" / "a" / "0.png")
@@ -481,8 +493,8 @@ def test_another_backbone_size_weights_precision_or_image_is_another_key(scenes,
     opened(scenes)
     before = cached_files(scenes)
     assert len(before) == 1
-    for settings in ({"backbone": "squeezenet1_1"}, {"image_size": 48}, {"weights": str(scenes / "weights.pth")},
-                     {"amp": True}, change_image):
+    for settings in ({"backbone": "mobilenet_v2"}, {"image_size": 48}, {"weights": weights}, {"amp": True},
+                     change_image):
         calls.clear()
         if callable(settings):
             settings()
@@ -491,7 +503,7 @@ def test_another_backbone_size_weights_precision_or_image_is_another_key(scenes,
         now = cached_files(scenes)
         assert len(now) == len(before) + 1 and calls == [4, 4, 2], settings
         before = now
-    opened(scenes, amp=False, backbone="squeezenet1_1")
+    opened(scenes, backbone="mobilenet_v2")
     assert len(cached_files(scenes)) == len(before) + 1  # the image changed for every network
 
 
@@ -499,7 +511,7 @@ def test_features_change_with_the_image_but_for_no_other_row(scenes):
     _, before, _ = opened(scenes)
     as_pillow(picture(99, 40, 40)).save(scenes / "one" / "a" / "3.png")
     dataset, after, _ = opened(scenes)
-    changed = (np.abs(before - after).max(axis=1) > 1e-6).tolist()
+    changed = (np.abs(before - after).max(axis=1) > 1e-3).tolist()
     assert changed == [name == "a/3" for name in dataset.names]
 
 
@@ -515,7 +527,7 @@ def test_weights_none_are_the_same_whatever_was_drawn_before(scenes):
 
 def test_other_weights_than_those_of_the_autoencoder_are_an_error(scenes):
     dataset, _, content = opened(scenes)
-    settings = {"feature_backbone": "mobilenet_v2", "image_size": SIZE, "amp": False, "feature_weights": "none"}
+    settings = {"feature_backbone": "squeezenet1_1", "image_size": SIZE, "amp": False, "feature_weights": "none"}
     cache = str(scenes / "cache")
     dataset_features(dataset, settings | {"content": content}, "none", CPU, 4, 2, cache)
     with pytest.raises(InputError, match="--feature_weights"):

@@ -326,3 +326,15 @@ def test_a_bad_flag_leaves_no_traceback_in_a_real_process():
     assert done.returncode == 2
     assert done.stderr.startswith("error: no checkpoint at")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_backbone_rate_of_zero_leaves_the_backbone_as_it_was(trained, tmp_path, capsys):
+    folder, _ = trained
+    models = []
+    for epochs in (0, 1):
+        code, _, _ = call(capsys, "train.py", *stage2_flags(folder / "ae" / "autoencoder.pth"), "--multi_lr", 0,
+                          "--batch_norm", "frozen", "--max_epoch", epochs, "--output_dir", tmp_path / str(epochs))
+        assert code == 0
+        models.append(torch.load(tmp_path / str(epochs) / "mrhash.pth", weights_only=True)["model"])
+    for name, value in models[0].items():
+        assert torch.equal(value, models[1][name]) == name.startswith("hash_network.backbone."), name
