@@ -624,6 +624,10 @@ def test_list_labels_that_disagree_with_class_folders_are_an_error(eurosat):
     # Two folders in one column.
     merged = [published(name).replace(one_hot(2), one_hot(0)) for name in SCENES[1:]]
     complaint(bad_split(eurosat, merged), "class folder")
+    # One folder in two columns.
+    divided = [f"{name}.jpg {one_hot(3 if name in SCENES[7:9] else PUBLISHED_COLUMN[name.split('/')[0]], 4)}"
+               for name in SCENES]
+    complaint(bad_split(eurosat, divided[1:], divided[:1]), "Forest/Forest_8", "class folder")
 
 
 def test_two_lists_that_label_an_image_differently_are_an_error(eurosat):
