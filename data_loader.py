@@ -7,16 +7,14 @@ frozen features by features.py.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from image_sources import (
-    IMAGE_SUFFIXES,
     Folder,
     Hdf5Images,
     ImageFiles,
@@ -29,14 +27,13 @@ from image_sources import (
     open_container,
     require,
 )
-from utils import InputError, resolve_path, sha256_of
+from splits import SPLIT_FILES, limit_rows, scene_key, split_by_lists, split_by_seed
+from utils import InputError, first_few, resolve_path, sha256_of
 
 DATASETS = {"eurosat": "EuroSAT", "dsrsid": "DSRSID", "ucmerced": "UCMerced", "pairs": "pairs",
             "demo": "demo"}
 DSRSID_CLASSES = ("aquafarm", "cloud", "forest", "high building", "low building", "farm land", "river",
                   "water")
-QUERIES_PER_CLASS = {"EuroSAT": 100, "DSRSID": 625, "UCMerced": 10}  # published, or DESIGN's choice
-SPLIT_FILES = {"train": "train.txt", "database": "database.txt", "query": "test.txt"}
 
 
 @dataclass(frozen=True)
@@ -102,23 +99,11 @@ class PairedDataset:
 # ---------------------------------------------------------------- names
 
 
-def _first(items: Iterable[Any], total: int) -> str:
-    shown = [str(item) for item, _ in zip(items, range(3), strict=False)]
-    return ", ".join(shown) + (f" and {total - len(shown):,} more" if total > len(shown) else "")
-
-
-def _key(path: str, depth: int) -> str:
-    """The name of a scene: the last `depth` parts of the path without the extension (0: all parts)."""
-    parts = PurePosixPath(path.replace("\\", "/"))
-    parts = parts.with_suffix("").parts if parts.name else parts.parts
-    return "/".join(parts[-depth:] if depth else parts)
-
-
 def _by_key(container: Folder | Zip, depth: int) -> dict[str, str]:
     """Scene name -> file. Raises InputError when two files have the same name."""
     files: dict[str, str] = {}
     for path in container.files:
-        key = _key(path, depth)
+        key = scene_key(path, depth)
         if key in files:
             raise InputError(f"{container.root} has two images named {key}: {files[key]} and {path}")
         files[key] = path
@@ -131,7 +116,7 @@ def _matched(first: dict[str, str], second: dict[str, str], where: tuple[Path, P
         alone = sorted(ours.keys() - theirs.keys())
         if alone:
             raise InputError(f"{len(alone):,} images of {here} have no partner of the same name in "
-                             f"{there}: {_first(alone, len(alone))}")
+                             f"{there}: {first_few(alone)}")
     return sorted(first)
 
 
@@ -147,7 +132,7 @@ def _class_labels(names: list[str]) -> tuple[np.ndarray | None, list[str]]:
     if not all(folders):
         flat = [name for name, folder in zip(names, folders, strict=True) if not folder]
         raise InputError(f"some images lie in class folders and {len(flat):,} do not: "
-                         f"{_first(flat, len(flat))}")
+                         f"{first_few(flat)}")
     classes = sorted(set(folders))
     lookup = {name: number for number, name in enumerate(classes)}
     return np.array([lookup[folder] for folder in folders], dtype=np.int64), classes
@@ -304,129 +289,6 @@ def _ms_pan(config: DataConfig) -> tuple[str, str]:
 BUILDERS = {"EuroSAT": _eurosat, "DSRSID": _dsrsid, "UCMerced": _ucmerced, "pairs": _pairs, "demo": _demo}
 
 
-# ---------------------------------------------------------------- splits
-
-
-def _read_list(path: Path) -> tuple[list[str], np.ndarray | None]:
-    """A published list file: a path and a one-hot (or multi-hot) label a line, the label optional."""
-    paths, rows = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
-        fields = line.split()
-        if not fields:
-            continue
-        # A path may hold spaces: it goes up to the field with an image's extension.
-        end = max((position for position, field in enumerate(fields)
-                   if PurePosixPath(field).suffix.lower() in IMAGE_SUFFIXES), default=0)
-        fields = [" ".join(fields[:end + 1]), *fields[end + 1:]]
-        if any(field not in ("0", "1") for field in fields[1:]) or (fields[1:] and "1" not in fields[1:]):
-            raise InputError(f"{path}, line {number}: expected a path and a label of 0 and 1 with at least "
-                             f"one 1, found {line[:80]!r}")
-        if rows and len(fields) - 1 != len(rows[0]):
-            raise InputError(f"{path}, line {number}: {len(fields) - 1} label values, the lines before "
-                             f"have {len(rows[0])}")
-        paths.append(fields[0])
-        rows.append([field == "1" for field in fields[1:]])
-    if not paths:
-        raise InputError(f"{path} is empty: expected a path and a label a line")
-    return paths, np.array(rows, dtype=np.uint8) if rows[0] else None
-
-
-def _split_by_lists(scenes: _Scenes, folder: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None,
-                                                            list[str]]:
-    """Rows of each part in the order of its list, and the labels that the lists give."""
-    depths = sorted({name.count("/") + 1 for name in scenes.names}, reverse=True)
-    lookup = {name: row for row, name in enumerate(scenes.names)}
-    given: dict[int, np.ndarray] = {}
-    parts: dict[str, np.ndarray] = {}
-    if not (folder / SPLIT_FILES["query"]).is_file():
-        raise InputError(f"--split_dir {folder} has no test.txt: expected train.txt, database.txt and "
-                         "test.txt, a path and a one-hot label a line")
-    for part, file_name in SPLIT_FILES.items():
-        path = folder / file_name
-        if not path.is_file():
-            continue
-        paths, labels = _read_list(path)
-        keys = [next((key for depth in depths if (key := _key(item, depth)) in lookup),
-                     _key(item, depths[0])) for item in paths]
-        unknown = [key for key in keys if key not in lookup]
-        if unknown:
-            raise InputError(f"{path} lists {len(unknown):,} images that the dataset does not have: "
-                             f"{_first(unknown, len(unknown))}")
-        twice = [key for key, count in Counter(keys).items() if count > 1]
-        if twice:
-            raise InputError(f"{path} lists {len(twice):,} images twice: {_first(twice, len(twice))}")
-        parts[part] = np.array([lookup[key] for key in keys], dtype=np.int64)
-        for row, label in zip(parts[part], labels if labels is not None else (), strict=False):
-            if row in given and not np.array_equal(given[row], label):
-                raise InputError(f"{path} and another list of {folder} give {scenes.names[row]} different "
-                                 "labels")
-            given[row] = label
-    if "train" not in parts and "database" not in parts:
-        raise InputError(f"--split_dir {folder} has neither train.txt nor database.txt")
-    parts.setdefault("train", parts.get("database"))
-    parts.setdefault("database", parts["train"])
-    if not given:
-        return parts, scenes.labels, scenes.class_names
-    return parts, *_labels_of_lists(scenes, given, parts, folder)
-
-
-def _labels_of_lists(scenes: _Scenes, given: dict[int, np.ndarray], parts: dict[str, np.ndarray],
-                     folder: Path) -> tuple[np.ndarray, list[str]]:
-    """int64 (N,) when every row is one-hot, else uint8 (N, C); and the names of the classes."""
-    rows = np.unique(np.concatenate(list(parts.values())))
-    if len({len(given[row]) if row in given else 0 for row in rows}) != 1:
-        raise InputError(f"the lists of {folder} have labels of different lengths, or some have none")
-    matrix = np.zeros((len(scenes.names), len(given[rows[0]])), dtype=np.uint8)
-    matrix[rows] = [given[row] for row in rows]
-    names = [str(column) for column in range(matrix.shape[1])]
-    if (matrix[rows].sum(axis=1) > 1).any():
-        return matrix, names
-    labels = matrix.argmax(axis=1).astype(np.int64)
-    if scenes.labels is not None:
-        # The numbering may differ from ours (the published one does); the grouping may not.
-        folder_of: dict[int, int] = {}
-        column_of: dict[int, int] = {}
-        for row in rows:
-            column, own = int(labels[row]), int(scenes.labels[row])
-            if folder_of.setdefault(column, own) != own or column_of.setdefault(own, column) != column:
-                raise InputError(f"the lists of {folder} give {scenes.names[row]} label {column}, but "
-                                 f"label and class folder do not go together elsewhere in the lists")
-            names[column] = scenes.class_names[own]
-    return labels, names
-
-
-def _split_by_seed(name: str, labels: np.ndarray | None, class_names: list[str], count: int, seed: int
-                   ) -> dict[str, np.ndarray]:
-    """Draw the queries: the published number per class, or a tenth of the smallest class."""
-    generator = np.random.default_rng(seed)
-    if count < 2:
-        raise InputError(f"{name} has {count} image only: one is needed as a query and one in the database")
-    if labels is None:
-        queries = generator.choice(count, size=max(1, min(1000, count // 10)), replace=False)
-    else:
-        classes, sizes = np.unique(labels, return_counts=True)  # a number may be without images
-        smallest = int(sizes.min())
-        if smallest < 2:
-            alone = [class_names[label] for label in classes[sizes < 2]]
-            raise InputError(f"{len(alone):,} classes of {name} have fewer than 2 images: "
-                             f"{_first(alone, len(alone))}; one is needed as a query and one in the "
-                             "database: remove the class or add images")
-        each = max(1, min(QUERIES_PER_CLASS.get(name, smallest), smallest // 10))
-        queries = np.concatenate([generator.choice(np.flatnonzero(labels == label), each, replace=False)
-                                  for label in classes])
-    rest = np.setdiff1d(np.arange(count), queries)
-    return {"train": rest, "database": rest, "query": np.sort(queries)}
-
-
-def _limit(rows: np.ndarray, labels: np.ndarray | None, limit: int, seed: int) -> np.ndarray:
-    """At most `limit` rows of each class (all together when there are no labels), order kept."""
-    order = np.random.default_rng(seed).permutation(len(rows))
-    group = np.zeros(len(rows), np.int64) if labels is None else (
-        labels[rows] if labels.ndim == 1 else labels[rows].argmax(axis=1))
-    kept = np.concatenate([order[group[order] == value][:limit] for value in np.unique(group)])
-    return rows[np.sort(kept)]
-
-
 def load_dataset(config: DataConfig) -> PairedDataset:
     """Find a dataset, pair its sources by name and split it.
 
@@ -443,19 +305,19 @@ def load_dataset(config: DataConfig) -> PairedDataset:
     split_dir = resolve_path(config.split_dir) if config.split_dir else scenes.split_dir
     limit, seed = config.max_per_class, config.split_seed
     if split_dir is not None:
-        parts, labels, class_names = _split_by_lists(scenes, split_dir)
+        parts, labels, class_names = split_by_lists(scenes.names, scenes.labels, class_names, split_dir)
         if limit:
-            parts = {part: _limit(rows, labels, limit, seed) for part, rows in parts.items()}
+            parts = {part: limit_rows(rows, labels, limit, seed) for part, rows in parts.items()}
     else:
         rows = np.arange(len(scenes.names))
-        rows = _limit(rows, labels, limit, seed) if limit else rows
-        drawn = _split_by_seed(name, None if labels is None else labels[rows], class_names, len(rows), seed)
+        rows = limit_rows(rows, labels, limit, seed) if limit else rows
+        drawn = split_by_seed(name, None if labels is None else labels[rows], class_names, len(rows), seed)
         parts = {part: rows[chosen] for part, chosen in drawn.items()}
     for part in ("train", "database"):
         shared = np.intersect1d(parts["query"], parts[part])
         if len(shared):
             raise InputError(f"{len(shared):,} queries are also in the {part} set: "
-                             f"{_first((scenes.names[row] for row in shared), len(shared))}")
+                             f"{first_few([scenes.names[row] for row in shared])}")
     used = np.unique(np.concatenate(list(parts.values())))
     if labels is not None and len(np.unique(labels[used], axis=0)) < 2:
         raise InputError(f"{name} has images of one class only: retrieval needs at least two")

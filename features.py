@@ -61,8 +61,11 @@ def features_of(source: ImageSource, label: str, backbone_name: str, backbone: B
             print(f"reusing features {path.name}")
             return np.load(path, mmap_mode="r")
     store = ImageStore.open(source, store_label, image_size, cache_dir, workers)
-    batches = apply_network(backbone, ImageLoader(store, device), np.arange(len(store)), image_size,
-                            batch_size, amp, f"features {label}")
+    loader = ImageLoader(store, device)
+    if backbone.needs_calibration:
+        _calibrate(backbone, loader, image_size, batch_size)
+    batches = apply_network(backbone, loader, np.arange(len(store)), image_size, batch_size, amp,
+                            f"features {label}")
     if path is None:
         features = np.concatenate(list(batches))
         _check_finite(features, source)
@@ -82,6 +85,15 @@ def features_of(source: ImageSource, label: str, backbone_name: str, backbone: B
     finally:
         aside.unlink(missing_ok=True)
     return np.load(path, mmap_mode="r")
+
+
+def _calibrate(backbone: Backbone, loader: ImageLoader, image_size: int, batch_size: int) -> None:
+    """Batch normalisation of a random backbone: statistics of up to 256 images spread over the source."""
+    rows = np.unique(np.linspace(0, len(loader.store) - 1, 256).round().astype(np.int64))
+    transform = Transform(image_size, loader.store.side)
+    batches = loader.batches(torch.from_numpy(rows).split(batch_size))
+    backbone.to(loader.device, memory_format=torch.channels_last)
+    backbone.calibrate(transform.test(images, sizes) for images, sizes in batches)
 
 
 def _check_finite(features: np.ndarray, source: ImageSource) -> None:

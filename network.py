@@ -6,7 +6,7 @@ import http.client
 import itertools
 import socket
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,8 @@ class Backbone(nn.Module):
         parent, _, leaf = classifier.rpartition(".")
         setattr(model.get_submodule(parent), leaf, nn.Identity())
         self.model = model
-        self.freeze_batch_norm = batch_norm == "frozen" or (batch_norm == "auto" and weights != "none")
+        self.learnt = weights != "none"
+        self.freeze_batch_norm = batch_norm == "frozen" or (batch_norm == "auto" and self.learnt)
         # Which weights these are, for the key of cached features.
         self.content = sha256_of(*(part for key, value in model.state_dict().items()
                                    for part in (key, value.numpy())))[:16]
@@ -135,10 +136,36 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode)
         if mode and self.freeze_batch_norm:
-            for layer in self.modules():
-                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                    layer.eval()
+            for layer in self._batch_norms():
+                layer.eval()
         return self
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether `calibrate` has something to do: random weights with batch normalisation."""
+        return not self.learnt and bool(self._batch_norms())
+
+    def _batch_norms(self) -> list[nn.Module]:
+        return [layer for layer in self.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Set the running statistics of batch normalisation to the averages over some batches.
+
+        Random weights (`none`) have no statistics yet, and without them the signal dies on the way:
+        mobilenet_v2's features would be about 1e-9.
+        """
+        self.eval()
+        momenta = [layer.momentum for layer in self._batch_norms()]
+        for layer in self._batch_norms():
+            layer.reset_running_stats()
+            layer.momentum = None  # a plain average
+            layer.train()
+        for images in batches:
+            self(images)
+        for layer, momentum in zip(self._batch_norms(), momenta, strict=True):
+            layer.momentum = momentum
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.model(images)

@@ -8,7 +8,7 @@ from typing import Any
 
 from data_loader import DATASETS, DataConfig, PairedDataset, load_dataset
 from hamming import smallest_class
-from utils import InputError, positive_int, resolve_path
+from utils import InputError, non_negative_int, positive_int, resolve_path
 
 
 def add_data_flags(parser: argparse.ArgumentParser, inherited: bool) -> None:
@@ -52,7 +52,7 @@ def add_run_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
 def add_training_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     """Flags of a run that trains."""
     group = parser.add_argument_group("output")
-    group.add_argument("--seed", type=int, default=13,
+    group.add_argument("--seed", type=non_negative_int, default=13,
                        help="fixes everything that is drawn; change it to see the spread of a result")
     group.add_argument("--output_dir", help=f"where the result goes (default: {output_dir})")
     group.add_argument("--resume", action="store_true",

@@ -37,6 +37,7 @@ from utils import (
     epoch_seed,
     load_checkpoint,
     non_negative_float,
+    non_negative_int,
     pick_device,
     positive_int,
     progress,
@@ -81,12 +82,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                        help="Adam's rate, x 0.7 every 10 epochs; lower it if the loss is not finite")
     group.add_argument("--multi_lr", type=non_negative_float, default=0.01,
                        help="the backbone's rate as a multiple of --lr; 0 freezes it")
-    group.add_argument("--max_epoch", type=int, default=50,
+    group.add_argument("--max_epoch", type=non_negative_int, default=50,
                        help="the last epoch, counted from 0 as published: 50 trains 51 epochs")
     group.add_argument("--select", choices=("loss", "last", "test_map"), default="last",
                        help="which epoch is kept: least training loss, the last (as published), or, peeking at "
                             "the labels of the queries, the best mAP")
-    group.add_argument("--eval_frequency", type=int, default=5,
+    group.add_argument("--eval_frequency", type=non_negative_int, default=5,
                        help="print mAP every so many epochs, 0 for never; it costs a pass over all images")
     group.add_argument("--R", type=positive_int,
                        help="mAP@R (default: the smallest class in the database, 1900 for EuroSAT)")
@@ -96,8 +97,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     args = parser.parse_args(arguments)
     if args.hash_bit > 1024:
         parser.error(f"argument --hash_bit: {args.hash_bit} is more than 1024")
-    if args.max_epoch < 0 or args.eval_frequency < 0:
-        parser.error("argument --max_epoch and --eval_frequency: expected 0 or more")
     return args
 
 

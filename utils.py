@@ -15,7 +15,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+def non_negative_int(text: str) -> int:
+    """argparse type: an integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number >= 0")
+    return value
+
+
 def non_negative_float(text: str) -> float:
     """argparse type: a finite float of at least 0."""
     value = float(text)
@@ -79,6 +87,12 @@ def run(main: Callable[[], None]) -> int:
         return 0
     print(f"error: {text}", file=sys.stderr)
     return 2
+
+
+def first_few(items: Sequence[Any]) -> str:
+    """The first three items and how many more there are, for a message."""
+    more = f" and {len(items) - 3:,} more" if len(items) > 3 else ""
+    return ", ".join(map(str, items[:3])) + more
 
 
 def resolve_path(path: str | Path) -> Path:

@@ -37,6 +37,7 @@ from utils import (
     check_finite,
     epoch_seed,
     non_negative_float,
+    non_negative_int,
     pick_device,
     positive_int,
     progress,
@@ -83,7 +84,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                             "EuroSAT)")
     group.add_argument("--data_hash", type=int, choices=(0, 1), default=0,
                        help="1: the monitor ranks by the signs of the latent instead of its distances")
-    group.add_argument("--eval_frequency", type=int, default=20,
+    group.add_argument("--eval_frequency", type=non_negative_int, default=20,
                        help="monitor every so many epochs, 0 for never; test_map monitors every epoch")
     add_run_flags(parser, batch_size=512)
     add_training_flags(parser, "runs/autoencoder_<data_name>")

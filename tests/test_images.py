@@ -503,7 +503,8 @@ def test_another_backbone_size_weights_precision_or_image_is_another_key(scenes,
             settings = {}
         opened(scenes, **settings)
         now = cached_files(scenes)
-        assert len(now) == len(before) + 1 and calls == [4, 4, 2], settings
+        passes = 2 if "backbone" in settings else 1  # mobilenet_v2 with random weights is calibrated first
+        assert len(now) == len(before) + 1 and calls == passes * [4, 4, 2], settings
         before = now
     opened(scenes, backbone="mobilenet_v2")
     assert len(cached_files(scenes)) == len(before) + 1  # the image changed for every network
@@ -541,7 +542,7 @@ class Failing(torch.nn.Module):
 
     def __init__(self, how):
         super().__init__()
-        self.how, self.dim, self.content, self.batches = how, 3, "failing", 0
+        self.how, self.dim, self.content, self.needs_calibration, self.batches = how, 3, "failing", False, 0
 
     def forward(self, images):
         self.batches += 1

@@ -158,3 +158,15 @@ def test_a_rebuilt_hash_network_gives_the_same_codes(tmp_path):
     checkpoint["network"]["hash_bit"] = 13
     with pytest.raises(InputError, match="does not fit its own settings"):
         rebuild_hash_network(checkpoint, tmp_path)
+
+
+def test_a_random_backbone_is_calibrated_so_that_its_signal_survives():
+    torch.manual_seed(0)
+    backbone = Backbone("mobilenet_v2", "none", 32).eval()
+    images = torch.randn(16, 3, 32, 32)
+    with torch.no_grad():
+        assert backbone(images).std() < 1e-3  # what would be cached as features otherwise
+        backbone.calibrate(images.split(8))
+        assert backbone(images).std() > 0.1
+        torch.testing.assert_close(backbone(images)[:1], backbone(images[:1]), rtol=1e-3, atol=1e-4)
+    assert backbone.model.features[0][1].momentum == 0.1
