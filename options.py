@@ -60,8 +60,8 @@ def add_training_flags(parser: argparse.ArgumentParser, output_dir: str) -> None
     group.add_argument("--overwrite", action="store_true", help="replace a run that lies in --output_dir")
 
 
-def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any]) -> PairedDataset:
-    """The dataset that a checkpoint was trained on, wherever --data_dir says it lies now.
+def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any]) -> tuple[PairedDataset, DataConfig]:
+    """The dataset that a checkpoint was trained on, wherever the flags say it lies now; and its config.
 
     Raises:
         InputError: a flag contradicts the checkpoint, or the images or their split are not the same.
@@ -79,12 +79,13 @@ def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any]) -> Pai
         elif str(value).lower() != str(known).lower():
             raise InputError(f"--{name} {value} contradicts the checkpoint, which was trained with "
                              f"{known}: leave the flag out or train again")
-    dataset = load_dataset(replace(config, **moved))
+    config = replace(config, **moved)
+    dataset = load_dataset(config)
     if dataset.fingerprint != checkpoint["fingerprint"]:
-        folder = resolve_path(args.data_dir or config.data_dir)
+        folder = resolve_path(config.data_dir)
         raise InputError(f"the images, labels or split found in {folder} are not those of the checkpoint: "
                          "name the right --data_dir, or train again")
-    return dataset
+    return dataset, config
 
 
 def choose_R(given: int | None, dataset: PairedDataset) -> int:

@@ -76,7 +76,7 @@ def hash_dataset(args: argparse.Namespace, device: Any) -> tuple[dict[str, Any],
         raise InputError(f"--hash_bit {args.hash_bit} contradicts {path}, which gives {network['hash_bit']} "
                          "bits: leave the flag out or name the other model")
     hash_network = rebuild_hash_network(checkpoint, path)
-    dataset = inherit_dataset(args, checkpoint)
+    dataset, _ = inherit_dataset(args, checkpoint)
     print(dataset.describe())
     store = ImageStore.open(dataset.source1, dataset.file_label(0), network["image_size"],
                             None if args.cache_dir == "none" else resolve_path(args.cache_dir), args.workers)

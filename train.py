@@ -165,7 +165,7 @@ def main() -> None:
     stage1_path = resolve_path(args.pretrained_dp_path)
     stage1 = load_checkpoint(stage1_path, "mrhash-autoencoder-1", "autoencoder.py")
     autoencoder = build_autoencoder(stage1, stage1_path, args.latent_dim)
-    dataset = inherit_dataset(args, stage1)
+    dataset, data = inherit_dataset(args, stage1)
     print(dataset.describe())
     labelled = dataset.labels is not None
     if args.select == "test_map":
@@ -206,7 +206,7 @@ def main() -> None:
         best = log.state["best"]
 
     # ------------------------------------------------------------ loop
-    started, trained = time.time(), 0.0
+    started = time.time()
     for epoch in range(log.first_epoch, args.max_epoch + 1):
         begun = time.time()
         rate = step_decay(args.lr, epoch, 0.7, 10)
@@ -222,7 +222,6 @@ def main() -> None:
                                 args.lambda0, args.amp, generator, f"epoch {epoch}/{args.max_epoch}")
         loss, divergence, error = means.tolist()
         check_finite(means[0], epoch, output_dir)
-        trained += time.time() - begun
         record = {"epoch": epoch, "loss": loss, "divergence": divergence, "reconstruction": error, "lr": rate,
                   "images_per_second": round(len(rows) / (time.time() - begun), 1)}
         line = f"epoch {epoch}/{args.max_epoch}: loss {loss:.5f} (divergence {divergence:.5f})"
@@ -247,7 +246,7 @@ def main() -> None:
         "format": FORMAT, "epoch": best["epoch"], "select": args.select,
         "network": {"model_type": args.model_type, "hash_bit": args.hash_bit, "image_size": args.image_size,
                     "n_clusters": args.n_clusters, "threshold": args.T, "autoencoder": autoencoder.settings()},
-        "data": {**stage1["data"], **({"data_dir": args.data_dir} if args.data_dir else {})},
+        "data": data.as_dict(),
         "fingerprint": dataset.fingerprint, "model": best["model"]})
     print(f"wrote {output_dir / 'mrhash.pth'} (epoch {best['epoch']}, {args.select})")
 

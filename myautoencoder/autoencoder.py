@@ -16,6 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script in this folder
@@ -143,6 +144,8 @@ def main() -> None:
     data = DataConfig(DATASETS.get(args.data_name.lower(), args.data_name), args.data_dir, args.source1,
                       args.source2, args.split_dir, args.max_per_class, args.seed)
     dataset = load_dataset(data)
+    if dataset.name != "pairs":  # what was found today, should another source appear beside it later
+        data = replace(data, source2=dataset.source_names[1])
     print(dataset.describe())
     encoder = args.encoder or ("unisource" if dataset.source2 is None else "dual")
     if encoder == "dual" and dataset.source2 is None:

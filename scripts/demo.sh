@@ -15,7 +15,7 @@ multi_lr=0.01
 if ! "$python" -c "from network import Backbone; Backbone('$backbone', 'imagenet', 64)" >/dev/null 2>&1; then
   echo "ImageNet weights cannot be downloaded: going on with random ones (--weights none), which find less"
   weights=none
-  multi_lr=1
+  multi_lr=0.1
 fi
 run "$python" myautoencoder/autoencoder.py --data_name demo --feature_backbone $backbone --feature_weights $weights \
   --image_size 112 --epoch 100 --output_dir runs/demo/autoencoder --overwrite
