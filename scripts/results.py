@@ -44,6 +44,8 @@ def parse_arguments():
                         help="dual and unisource encoders; none leaves the second source out")
     parser.add_argument("--image_size", type=positive_int, default=224, help="for the hash network")
     parser.add_argument("--max_epoch", type=int, default=50, help="as for train.py")
+    parser.add_argument("--batch_size", type=positive_int, default=128,
+                        help="as for train.py; a small one makes more steps of few epochs")
     parser.add_argument("--jobs", type=positive_int, default=1, help="cells at once: several fill one GPU")
     parser.add_argument("--amp", action="store_true", help="bfloat16 in train.py")
     parser.add_argument("--cache_dir", default="cache", help="as for train.py")
@@ -76,12 +78,13 @@ def pretrain(args, folder: Path, variant: str, seed: int) -> Path:
 
 
 def train_and_test(args, folder: Path, pretrained: Path, variant: str, bits: int, seed: int) -> dict:
-    cell = folder / f"{variant}-{bits}bit-{args.image_size}px-{args.max_epoch}-{seed}"
+    cell = folder / f"{variant}-{bits}bit-{args.image_size}px-{args.max_epoch}-{args.batch_size}-{seed}"
     if not (cell / "results.json").exists():
         script(cell / "train.txt", "train.py", "--hash_bit", bits, "--pretrained_dp_path", pretrained,
                "--model_type", args.backbone, "--weights", args.weights, "--image_size", args.image_size,
-               "--max_epoch", args.max_epoch, "--eval_frequency", 0, "--seed", seed, "--cache_dir",
-               args.cache_dir, "--output_dir", cell, "--overwrite", *(["--amp"] if args.amp else []))
+               "--max_epoch", args.max_epoch, "--batch_size", args.batch_size, "--eval_frequency", 0,
+               "--seed", seed, "--cache_dir", args.cache_dir, "--output_dir", cell, "--overwrite",
+               *(["--amp"] if args.amp else []))
         script(cell / "test.txt", "test.py", "--hash_bit", bits, "--pretrain_path", cell / "mrhash.pth",
                "--cache_dir", args.cache_dir, "--save_codes", cell / "codes.npz")
         (cell / "last.pth").unlink()  # the optimiser's state of a finished run
@@ -93,6 +96,7 @@ def train_and_test(args, folder: Path, pretrained: Path, variant: str, bits: int
             "map": results["map"], "map_min": results["map_min"], "map_max": results["map_max"],
             "chance": results["map_chance"], "R": results["R"], "latent_map": latent,
             "image_size": args.image_size, "epochs": args.max_epoch + 1,
+            "batch_size": args.batch_size,
             "train_seconds": last["seconds"], "device": config["environment"]["cuda"] or "cpu",
             "commit": config["environment"]["git_commit"]}
 
