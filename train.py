@@ -63,8 +63,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     group.add_argument("--model_type", default="alexnet",
                        help="torchvision model that is trained to hash; alexnet is the paper's")
     group.add_argument("--weights", default="imagenet",
-                       help="what it starts from: imagenet, a state-dict file, or none (then raise --multi_lr "
-                            "to 1)")
+                       help="what it starts from: imagenet, a state-dict file, or none (then raise "
+                            "--multi_lr: there is nothing yet to preserve)")
     group.add_argument("--feature_weights",
                        help="only when the file of stage 1 lies elsewhere now: the same weights, new place")
     group.add_argument("--image_size", type=positive_int, default=224,

@@ -32,11 +32,20 @@ class InputError(ValueError):
     """Something the user can mend. The message is one sentence: found, expected, what to do."""
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where it says something: not None, not the False of a switch."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with defaults in the help and one clear line, exit code 2, for a bad flag."""
 
     def __init__(self, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        options.setdefault("formatter_class", HelpFormatter)
         options.setdefault("allow_abbrev", False)
         super().__init__(**options)
 
