@@ -2,19 +2,19 @@
 #   setup requirements.txt          sets $python
 setup() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
-  local wanted base
+  local base wanted mark
   base=$(command -v python3) || { echo "error: python3 was not found; install Python 3.10 or newer" >&2; exit 2; }
   if ! "$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
     echo "error: $("$base" --version) is too old; install Python 3.10 or newer" >&2
     exit 2
   fi
-  wanted=$(cat "$@" | cksum)
   python=.venv/bin/python
-  # The mark is written last: an interrupted installation is done again.
-  if [ ! -x "$python" ] || ! grep -qxF "$* $wanted" .venv/installed 2>/dev/null; then
+  wanted=$(cat "$@" | cksum)
+  mark=.venv/installed-$(echo "$*" | tr ' ' '+')
+  if [ ! -x "$python" ] || [ "$(cat "$mark" 2>/dev/null)" != "$wanted" ]; then
     echo "installing $* into .venv (some minutes the first time)"
     [ -x "$python" ] || "$base" -m venv .venv || exit 2
     "$python" -m pip install --quiet --disable-pip-version-check $(printf -- '-r %s ' "$@") || exit 2
-    echo "$* $wanted" >>.venv/installed
+    echo "$wanted" >"$mark" # last, so that an interrupted installation is done again
   fi
 }
