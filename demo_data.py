@@ -19,7 +19,7 @@ from scipy.ndimage import gaussian_filter
 
 SCENES_PER_CLASS = 60
 FINE, RATIO = 128, 4
-VERSION = 1  # part of the folder's name: a changed drawing makes a new folder
+VERSION = 2  # part of the folder's name: a changed drawing makes a new folder
 
 
 def _waves(generator: np.random.Generator, period: float, angle: float) -> np.ndarray:
@@ -50,22 +50,22 @@ def _cover(kind: str, generator: np.random.Generator) -> np.ndarray:
     angle = generator.uniform(0, np.pi)
     flat = np.ones((FINE, FINE, 1))
     if kind == "water":
-        return flat * [30, 60, 95] + 6 * _waves(generator, 9, angle)[..., None] + 5 * _noise(
+        return flat * [25, 55, 120] + 6 * _waves(generator, 9, angle)[..., None] + 5 * _noise(
             generator, 6)[..., None]
     if kind == "forest":
-        return flat * [38, 78, 42] + _noise(generator, 1.6)[..., None] * [9, 14, 8]
+        return flat * [30, 72, 36] + _noise(generator, 1.6)[..., None] * [9, 14, 8]
     if kind == "crops":
         green = generator.uniform(0.2, 0.8)
-        base = green * np.array([85, 125, 60]) + (1 - green) * np.array([150, 130, 85])
+        base = green * np.array([165, 165, 75]) + (1 - green) * np.array([205, 180, 100])
         return flat * base + 16 * _waves(generator, generator.uniform(6, 9), angle)[..., None]
     if kind == "meadow":
-        return flat * [95, 130, 70] + 7 * _noise(generator, 7)[..., None]
+        return flat * [105, 160, 85] + 7 * _noise(generator, 7)[..., None]
     if kind == "houses":
         roofs = _blocks(generator, 12, 0.75)[..., None]
-        return np.where(roofs > 0, roofs * [175, 110, 90], flat * [92, 112, 78]) + 4 * _noise(
+        return np.where(roofs > 0, roofs * [205, 105, 80], flat * [125, 112, 95]) + 4 * _noise(
             generator, 1)[..., None]
     roofs = _blocks(generator, 30, 0.85)[..., None]  # industry
-    return np.where(roofs > 0, roofs * [205, 205, 210], flat * [105, 102, 100]) + 4 * _noise(
+    return np.where(roofs > 0, roofs * [215, 215, 222], flat * [125, 123, 122]) + 4 * _noise(
         generator, 1)[..., None]
 
 
@@ -82,7 +82,7 @@ def _scene(kind: str, generator: np.random.Generator) -> np.ndarray:
         share = generator.uniform(0.05, 0.18)
         picture = np.where((field > np.quantile(field, 1 - share))[..., None],
                            _cover(str(other), generator), picture)
-    picture = picture * generator.uniform(0.85, 1.15) + generator.uniform(-8, 8)  # sun and haze
+    picture = picture * generator.uniform(0.93, 1.07) + generator.uniform(-5, 5)  # sun and haze
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 

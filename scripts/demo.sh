@@ -20,7 +20,7 @@ fi
 run "$python" myautoencoder/autoencoder.py --data_name demo --feature_backbone $backbone --feature_weights $weights \
   --image_size 112 --epoch 100 --output_dir runs/demo/autoencoder --overwrite
 run "$python" train.py --hash_bit 32 --pretrained_dp_path runs/demo/autoencoder/autoencoder.pth \
-  --model_type $backbone --weights $weights --multi_lr $multi_lr --lr 0.003 --n_clusters 8 --image_size 64 --batch_size 32 --max_epoch 14 \
+  --model_type $backbone --weights $weights --multi_lr $multi_lr --n_clusters 8 --image_size 64 --batch_size 16 --max_epoch 9 \
   --output_dir runs/demo/mrhash --overwrite
 run "$python" test.py --hash_bit 32 --pretrain_path runs/demo/mrhash/mrhash.pth --picture runs/demo/neighbours.png
 "$python" - <<'PYTHON'
