@@ -14,16 +14,6 @@ from hypothesis import strategies as st
 import hamming
 from hamming import CodeError, Histograms
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small products gain nothing from threads, and lose a lot when the machine is shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # ------------------------------------------------------------------------ plain implementation
 
 
