@@ -26,14 +26,22 @@ presence of tied scores", ECIR 2008; He et al., "Hashing as tie-aware learning t
 
 from __future__ import annotations
 
+import contextlib
+import math
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+if not hasattr(np, "bitwise_count"):
+    raise ImportError(f"hamming.py needs numpy 2.0 or newer, this is {np.__version__}")
 
 Array = np.ndarray | torch.Tensor
 MAX_BITS = 1024
@@ -128,6 +136,35 @@ def check_codes(codes: Array, hash_bit: int, what: str = "codes") -> np.ndarray:
     return codes
 
 
+def as_codes(
+    values: Array, hash_bit: int | None = None, threshold: float = 0.0, what: str = "codes"
+) -> tuple[np.ndarray, int]:
+    """Anyone's codes (N, ...) as packed codes and their number of bits K.
+
+    uint8 (N, ceil(K/8)) is packed already and needs `hash_bit`; a packed array comes back as it is,
+    memory-mapped if it was. Anything else is (N, K) and goes through `pack_codes`: bool or unsigned
+    bits, or -1/+1 or real numbers with a threshold. `hash_bit` is only checked then. Raises
+    CodeError, `what` in it, also where the threshold would turn 0 and 1 into ones alike.
+    """
+    values = _array(values)
+    _require(values.ndim == 2, f"{what} have shape {values.shape}, expected (N, bytes) or (N, K).")
+    width = values.shape[1]
+    if values.dtype == np.uint8:
+        _require(hash_bit is not None,
+                 f"{what} of type uint8 may be packed or not: say how many bits they have.")
+        if width != _integer(hash_bit, "hash_bit", most=MAX_BITS) or hash_bit == 1:
+            return check_codes(values, hash_bit, what), hash_bit
+    _require(hash_bit in (None, width),
+             f"{what} have shape {values.shape} and type {values.dtype}, expected (N, {hash_bit}) "
+             f"for {hash_bit} bits, or packed uint8.")
+    if values.dtype.kind in "fi" and threshold <= 0:
+        some = values[:4096]
+        _require(not (some == 0).any() or ((some != 0) & (some != 1)).any(),
+                 f"{what} of type {values.dtype} hold 0 and 1, which are both >= {threshold:g}: "
+                 "store bits as uint8 or bool, or set the threshold to 0.5.")
+    return pack_codes(values, threshold), width
+
+
 def check_labels(labels: Array, n: int, what: str = "labels") -> np.ndarray:
     """Return labels as int64 (n,), or 0/1 labels of any type as bool (n, C); else CodeError."""
     labels = _array(labels)
@@ -156,19 +193,117 @@ def smallest_class(labels: Array) -> int:
     return min(sizes.values())
 
 
+def _check_kinds(query: np.ndarray, database: np.ndarray) -> None:
+    _require(query.shape[1:] == database.shape[1:],
+             f"query labels have shape {query.shape} and database labels {database.shape}: "
+             "expected (N,) for both, or (N, C) with the same C.")
+
+
 def _label_tensor(labels: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(labels if labels.ndim == 1 else labels.astype(np.float32)).to(device)
 
 
 def _share_label(query: torch.Tensor, database: torch.Tensor) -> torch.Tensor:
     """Relevance of labels int64 (B,) and (M,), or float32 0/1 (B, C) and (M, C): bool (B, M)."""
-    _require(query.shape[1:] == database.shape[1:],
-             f"query labels have shape {tuple(query.shape)} and database labels "
-             f"{tuple(database.shape)}: expected (N,) for both, or (N, C) with the same C.")
     return query[:, None] == database if query.ndim == 1 else _product(query, database) > 0
 
 
-# ------------------------------------------------------------------------ distances, histograms
+# ------------------------------------------------------------------------ distances
+
+# On the CPU a distance is XOR and popcount of whole machine words, some 16 thousand items at a
+# time, and a histogram is one bincount of small integers: passes over a few megabytes that stay in
+# the cache. Elsewhere it is a product of -1/+1 matrices. Both are exact, so the tables are the same.
+_CHUNK = 16384
+
+
+def _words(rows: np.ndarray) -> np.ndarray:
+    """Bytes (N, W) as the fewest machine words, filled up with zeros: unsigned (V, N)."""
+    size = next((size for size in (1, 2, 4) if rows.shape[1] <= size), 8)
+    count = -(-rows.shape[1] // size)
+    padded = np.zeros((len(rows), count * size), np.uint8)
+    padded[:, : rows.shape[1]] = rows
+    return np.ascontiguousarray(padded.view(f"u{size}").T)
+
+
+def _label_words(labels: np.ndarray) -> np.ndarray:
+    """0/1 labels, bool (N, C), as words (V, N)."""
+    return _words(np.packbits(labels, axis=1))
+
+
+class _Scratch:
+    """Arrays that a thread uses again and again: a fresh one costs more than what is done to it."""
+
+    def __init__(self) -> None:
+        self._flat: dict[str, np.ndarray] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """An array of any content, the same memory whenever the name is the same."""
+        size, flat = math.prod(shape), self._flat.get(name)
+        if flat is None or len(flat) < size or flat.dtype != dtype:
+            flat = self._flat[name] = np.empty(size, dtype)
+        return flat[:size].reshape(shape)
+
+
+def _keys(query: np.ndarray, database: np.ndarray, start: Any, scratch: _Scratch) -> np.ndarray:
+    """`start` + Hamming distances of words (V, B) and (V, M): int16 (B, M), in scratch memory."""
+    shape = query.shape[1], database.shape[1]
+    different = scratch.array("different", shape, database.dtype)
+    count, keys = scratch.array("count", shape, np.uint8), scratch.array("keys", shape, np.int16)
+    for some, others in zip(query, database, strict=True):
+        np.bitwise_xor(some[:, None], others, out=different)
+        start = np.add(np.bitwise_count(different, out=count), start, out=keys)
+    return keys
+
+
+def _share_words(query: np.ndarray, database: np.ndarray, scratch: _Scratch) -> np.ndarray:
+    """Relevance of label words (V, B) and (V, M): bool (B, M), in scratch memory."""
+    shape = query.shape[1], database.shape[1]
+    common = scratch.array("common", shape, database.dtype)
+    relevant, more = scratch.array("relevant", shape, bool), scratch.array("more", shape, bool)
+    relevant.fill(False)
+    for some, others in zip(query, database, strict=True):
+        np.bitwise_and(some[:, None], others, out=common)
+        np.logical_or(relevant, np.not_equal(common, 0, out=more), out=relevant)
+    return relevant
+
+
+class _Threads:
+    """As many threads as torch uses, up to 16, each with scratch memory and a torch of one thread.
+
+    Teams of threads inside every operation would meet at a barrier each time, and wait there for a
+    core that another program has taken.
+    """
+
+    def __enter__(self) -> _Threads:
+        self._before = torch.get_num_threads()
+        count = min(16, self._before)  # Python runs between the operations, one thread at a time
+        self._scratch = [_Scratch() for _ in range(count)]
+        self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._before)  # what threads born later start with
+
+    def each(self, work: Callable[[Any, _Scratch], None], jobs: Sequence[Any]) -> None:
+        """Call work(job, scratch) for every job, in no particular order."""
+        todo: SimpleQueue[Any] = SimpleQueue()
+        for job in jobs:
+            todo.put(job)
+
+        def drain(scratch: _Scratch) -> None:
+            with contextlib.suppress(Empty):
+                while True:
+                    work(todo.get_nowait(), scratch)
+
+        helpers = [self._pool.submit(drain, scratch) for scratch in self._scratch]
+        try:
+            for helper in helpers:
+                helper.result()
+        finally:  # after Ctrl-C, say, the others stop at their next job
+            with contextlib.suppress(Empty):
+                while True:
+                    todo.get_nowait()
 
 
 def _product(query: torch.Tensor, database: torch.Tensor) -> torch.Tensor:
@@ -185,9 +320,7 @@ def _signs(codes: np.ndarray, hash_bit: int, device: torch.device) -> torch.Tens
     return bits.to(device).float().mul_(2).sub_(1)
 
 
-def _distances(query: torch.Tensor, database: torch.Tensor) -> torch.Tensor:
-    """Hamming distances of -1/+1 codes: exact whole numbers, float32 (B, M)."""
-    return _product(query, database).mul_(-0.5).add_(query.shape[1] / 2)
+# ------------------------------------------------------------------------ histograms
 
 
 @dataclass
@@ -212,6 +345,91 @@ class Histograms:
         return Histograms(self.items + other.items, self.relevant + other.relevant)
 
 
+class _WordCounter:
+    """Counts on the CPU. A pair's key: row of the query in its block, relevant or not, distance."""
+
+    def __init__(self, codes: np.ndarray, labels: np.ndarray, hash_bit: int, block: int) -> None:
+        # Queries sorted by class, and chunks too: what is relevant to a class is then one slice.
+        self.single = labels.ndim == 1
+        self.order = np.argsort(labels, kind="stable") if self.single else np.arange(len(labels))
+        labels = labels[self.order]
+        self.codes, self.half = _words(codes[self.order]), hash_bit + 1
+        self.table = np.zeros((len(codes), 2 * self.half), np.int64)
+        block = min(block, 2**15 // (2 * self.half))  # keys are int16
+        self.start = np.arange(0, block * 2 * self.half, 2 * self.half, dtype=np.int16)[:, None]
+        if self.single:
+            self.classes, row_class = np.unique(labels, return_inverse=True)
+        else:
+            self.labels = _label_words(labels)
+        self.jobs = []
+        for first in range(0, len(codes), block):
+            rows, runs = slice(first, min(first + block, len(codes))), []
+            if self.single:  # the rows of each class in the block
+                these = row_class[rows]
+                ends = [*(np.flatnonzero(np.diff(these)) + 1).tolist(), len(these)]
+                runs = [(slice(a, b), int(these[a])) for a, b in pairwise([0, *ends])]
+            self.jobs.append((rows, runs))
+
+    def add(self, codes: np.ndarray, labels: np.ndarray, threads: _Threads) -> None:
+        if self.single:
+            if (labels[1:] < labels[:-1]).any():
+                order = np.argsort(labels, kind="stable")
+                codes, labels = codes[order], labels[order]
+            low, high = (np.searchsorted(labels, self.classes, side).tolist()
+                         for side in ("left", "right"))
+        else:
+            label_words = _label_words(labels)
+        words = _words(codes)
+
+        def count(job: tuple[slice, list], scratch: _Scratch) -> None:
+            rows, runs = job
+            table = self.table[rows]
+            keys = _keys(self.codes[:, rows], words, self.start[: len(table)], scratch)
+            for some, number in runs:
+                keys[some, low[number] : high[number]] += self.half
+            if not self.single:
+                relevant = _share_words(self.labels[:, rows], label_words, scratch)
+                shift = scratch.array("shift", relevant.shape, np.int16)
+                keys += np.multiply(relevant, np.int16(self.half), out=shift)
+            keys = torch.from_numpy(keys.reshape(-1))
+            table += torch.bincount(keys, minlength=table.size).numpy().reshape(table.shape)
+
+        threads.each(count, self.jobs)
+
+    def counts(self) -> np.ndarray:
+        """int64 (Q, 2 (K+1)): irrelevant items at each distance, then relevant ones."""
+        table = np.empty_like(self.table)
+        table[self.order] = self.table
+        return table
+
+
+class _ProductCounter:
+    """Counts on any device of torch."""
+
+    def __init__(self, codes: np.ndarray, labels: np.ndarray, hash_bit: int, block: int,
+                 device: torch.device) -> None:
+        self.codes, self.labels = _signs(codes, hash_bit, device), _label_tensor(labels, device)
+        self.hash_bit, self.device, bins = hash_bit, device, 2 * (hash_bit + 1)
+        # The keys below are whole numbers in float32, exact up to 2^24.
+        self.block = min(block, 2**24 // bins)
+        self.start = torch.arange(self.block, device=device, dtype=torch.float32)[:, None] * bins
+        self.table = torch.zeros(len(codes), bins, dtype=torch.int64, device=device)
+
+    def add(self, codes: np.ndarray, labels: np.ndarray, _: _Threads) -> None:
+        signs = _signs(codes, self.hash_bit, self.device)
+        labels = _label_tensor(labels, self.device)
+        for first in range(0, len(self.table), self.block):
+            block = slice(first, first + self.block)
+            counts = self.table[block]
+            keys = _product(self.codes[block], signs).mul_(-0.5).add_(self.hash_bit / 2)
+            keys.add_(_share_label(self.labels[block], labels), alpha=self.hash_bit + 1)
+            keys.add_(self.start[: len(counts)])
+            counts += torch.bincount(keys.int().view(-1), minlength=counts.numel()).view_as(counts)
+
+    def counts(self) -> np.ndarray:
+        return self.table.cpu().numpy()
+
+
 def _chunks(codes: Any, labels: Any, hash_bit: int, size: int) -> Iterator[tuple[Any, Any]]:
     parts = codes if labels is None else [(codes, labels)]
     _require(isinstance(parts, Iterable) and not isinstance(parts, Array),
@@ -232,107 +450,119 @@ def _chunks(codes: Any, labels: Any, hash_bit: int, size: int) -> Iterator[tuple
 def distance_histograms(
     query_codes: Array, database_codes: Array | Iterable[tuple[Array, Array]],
     query_labels: Array, database_labels: Array | None, hash_bit: int,
-    device: str | torch.device = "cpu", query_block: int = 128, database_chunk: int = 4096,
+    device: str | torch.device = "cpu",
+    query_block: int | None = None, database_chunk: int = _CHUNK,
 ) -> Histograms:
     """Count items and relevant items at each distance from each query, the same on every device.
 
     Packed codes (Q, W) and (N, W), labels (Q,) and (N,), or 0/1 (Q, C) and (N, C). The database may
     be memory-mapped, or an iterator of (codes, labels) parts with `database_labels=None`. It is
-    read once, `database_chunk` rows at a time. Memory: the table, 32 Q (K+1) bytes while it is
-    made, and some 15 bytes for each of query_block x database_chunk pairs. Nothing grows with N.
+    read once, `database_chunk` rows at a time, by as many threads as torch uses. Memory: the table,
+    32 Q (K+1) bytes while it is made, and for each of query_block x database_chunk pairs (default
+    32 x 16384, elsewhere than on the CPU 512 x 16384) some 15 bytes a thread. Nothing grows with N.
     An empty database (N = 0, say a shard) gives zeros.
     """
     hash_bit, device = _integer(hash_bit, "hash_bit", most=MAX_BITS), _device(device)
     query_codes = check_codes(query_codes, hash_bit, "query codes")
-    targets = _label_tensor(check_labels(query_labels, len(query_codes), "query labels"), device)
-    bins, chunk = 2 * (hash_bit + 1), _integer(database_chunk, "database_chunk")
-    # The keys below are whole numbers in float32, exact up to 2^24.
-    query_block = min(_integer(query_block, "query_block"), 2**24 // bins)
-    rows = torch.arange(query_block, device=device, dtype=torch.float32)[:, None] * bins
-    table = torch.zeros(len(query_codes), bins, dtype=torch.int64, device=device)
-    for codes, labels in _chunks(database_codes, database_labels, hash_bit, chunk):
-        signs, labels = _signs(codes, hash_bit, device), _label_tensor(labels, device)
-        for start in range(0, len(table), query_block):
-            block = slice(start, start + query_block)
-            counts = table[block]
-            # A pair's key: row of the query, then irrelevant or relevant, then distance.
-            keys = _distances(_signs(query_codes[block], hash_bit, device), signs)
-            keys.add_(_share_label(targets[block], labels), alpha=hash_bit + 1)
-            keys = keys.add_(rows[: len(counts)]).int().view(-1)
-            counts += torch.bincount(keys, minlength=counts.numel()).view_as(counts)
-    irrelevant, relevant = np.split(table.cpu().numpy(), 2, axis=1)
+    targets = check_labels(query_labels, len(query_codes), "query labels")
+    chunk = _integer(database_chunk, "database_chunk")
+    usual = 32 if device.type == "cpu" else 512
+    block = usual if query_block is None else _integer(query_block, "query_block")
+    data = query_codes, targets, hash_bit, block
+    counter = _WordCounter(*data) if device.type == "cpu" else _ProductCounter(*data, device)
+    with _Threads() as threads:
+        for codes, labels in _chunks(database_codes, database_labels, hash_bit, chunk):
+            _check_kinds(targets, labels)
+            counter.add(codes, labels, threads)
+    irrelevant, relevant = np.split(counter.counts(), 2, axis=1)
     return Histograms(irrelevant + relevant, relevant.copy())
 
 
 # ------------------------------------------------------------------------ explicit rankings
 
 
-@torch.inference_mode()
 def nearest(
-    query_codes: Array, database_codes: Array, hash_bit: int, k: int,
-    device: str | torch.device = "cpu",
+    query_codes: Array, database_codes: Array, hash_bit: int, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k <= N nearest database items of each query, exact, ties by database index.
 
-    Packed codes (Q, W) and (N, W); a memory-mapped database is read in chunks, once for 64 queries.
-    Returns indices int64 (Q, k) and distances int32 (Q, k), nearest first.
+    Packed codes (Q, W) and (N, W); a memory-mapped database is read once, in chunks. Returns
+    indices int64 (Q, k) and distances int32 (Q, k), nearest first.
     """
-    query_codes = check_codes(query_codes, hash_bit, "query codes")
+    hash_bit = _integer(hash_bit, "hash_bit", most=MAX_BITS)
+    query = _words(check_codes(query_codes, hash_bit, "query codes"))
     database_codes = _array(database_codes)
-    check_codes(database_codes[:1] if database_codes.ndim else database_codes, hash_bit,
+    check_codes(database_codes[:0] if database_codes.ndim else database_codes, hash_bit,
                 "database codes")
-    k, device = _integer(k, "k", most=len(database_codes)), _device(device)
-    best = np.empty((len(query_codes), k), np.int64)
-    for start in range(0, len(query_codes), 64):
-        query = _signs(query_codes[start : start + 64], hash_bit, device)
-        found = torch.empty(len(query), 0, dtype=torch.int64, device=device)
-        for first in range(0, len(database_codes), 8192):
-            codes = check_codes(database_codes[first : first + 8192], hash_bit, "database codes")
-            # Keys distance * 2^40 + index are all different: top-k has no ties left to break.
-            keys = _distances(query, _signs(codes, hash_bit, device)).long() << 40
-            keys += torch.arange(first, first + len(codes), device=device)
-            found = torch.cat([found, keys], dim=1)
-            found = found.topk(min(k, found.shape[1]), largest=False).values
-        best[start : start + 64] = found.cpu().numpy()
-    return best & (2**40 - 1), (best >> 40).astype(np.int32)
+    k, count = _integer(k, "k", most=len(database_codes)), query.shape[1]
+    indices = [np.zeros(0, np.int64)] * count
+    distances = [np.zeros(0, np.int16)] * count
+
+    def merge(rows: slice, scratch: _Scratch) -> None:
+        keys = _keys(query[:, rows], words, 0, scratch)
+        for row, new in zip(range(count)[rows], keys, strict=True):
+            # What comes later in the database must be nearer than the last one to get in.
+            limit = distances[row][-1] if len(distances[row]) == k else hash_bit + 1
+            closer = np.flatnonzero(new < limit)
+            if len(closer):
+                both = np.concatenate([distances[row], new[closer]])
+                order = np.argsort(both, kind="stable")[:k]
+                distances[row] = both[order]
+                indices[row] = np.concatenate([indices[row], closer + first])[order]
+
+    with _Threads() as threads:
+        for first in range(0, len(database_codes), _CHUNK):
+            words = _words(check_codes(database_codes[first : first + _CHUNK], hash_bit,
+                                       "database codes"))
+            threads.each(merge, [slice(a, a + 16) for a in range(0, count, 16)])
+    return (np.concatenate([*indices, np.zeros(0, np.int64)]).reshape(count, k),
+            np.concatenate([*distances, np.zeros(0, np.int16)]).astype(np.int32).reshape(count, k))
 
 
-def _stable_blocks(
+def stable_metrics(
     query_codes: Array, database_codes: Array, query_labels: Array, database_labels: Array,
-    hash_bit: int, device: str | torch.device,
-) -> Iterator[np.ndarray]:
-    """Relevance of the whole stable ranking, bool (B, N), one block of queries after the other."""
-    device, size = _device(device), max(1, 2**22 // max(1, len(database_codes)))
-    query_codes = check_codes(query_codes, hash_bit, "query codes")
-    database_codes = check_codes(database_codes, hash_bit, "database codes")
-    targets = _label_tensor(check_labels(query_labels, len(query_codes), "query labels"), device)
-    labels = check_labels(database_labels, len(database_codes), "database labels")
-    labels = _label_tensor(labels, device)
-    for start in range(0, len(query_codes), size):
-        query = _signs(query_codes[start : start + size], hash_bit, device)
-        relevance = _share_label(targets[start : start + size], labels).cpu().numpy()
-        distances = np.empty(relevance.shape, np.int16)  # numpy sorts these stably by radix
-        for first in range(0, len(database_codes), 8192):
-            part = _signs(database_codes[first : first + 8192], hash_bit, device)
-            distances[:, first : first + 8192] = _distances(query, part).short().cpu().numpy()
-        yield np.take_along_axis(relevance, np.argsort(distances, axis=1, kind="stable"), axis=1)
+    hash_bit: int, R: int,
+) -> dict[str, np.ndarray]:
+    """Metrics of the order of `numpy.argsort(distances, kind="stable")`, each float64 (Q,).
 
-
-@torch.inference_mode()
-def stable_relevance(
-    query_codes: Array, database_codes: Array, query_labels: Array, database_labels: Array,
-    hash_bit: int, R: int, device: str | torch.device = "cpu",
-) -> np.ndarray:
-    """Relevance of the first R of `numpy.argsort(distances, kind="stable")`: bool (Q, min(R, N)).
-
-    Inputs as `distance_histograms`, arrays only. Besides the result, memory is some 15 bytes for
-    each of 4 million pairs, or for one query and the whole database if that is more.
+    Inputs as `distance_histograms`, arrays only. `ap` (AP@R, published denominator), `ap_strict`,
+    `ap_all` (R = N), `recall` at R, and `precision_at_1`, `_10`, `_100`. Memory: the database's
+    codes once more, and for each thread some 20 bytes for each of the N items.
     """
-    R = _integer(R, "R")
-    blocks = _stable_blocks(
-        query_codes, database_codes, query_labels, database_labels, hash_bit, device)
-    parts = [block[:, :R].copy() for block in blocks]
-    return np.concatenate(parts or [np.zeros((0, min(R, len(database_codes))), bool)])
+    hash_bit, R = _integer(hash_bit, "hash_bit", most=MAX_BITS), _integer(R, "R")
+    query = _words(check_codes(query_codes, hash_bit, "query codes"))
+    words = _words(check_codes(database_codes, hash_bit, "database codes"))
+    count, number = query.shape[1], words.shape[1]
+    targets = check_labels(query_labels, count, "query labels")
+    labels = check_labels(database_labels, number, "database labels")
+    _check_kinds(targets, labels)
+    _require(number, "there are no database codes, expected at least one.")
+    single = labels.ndim == 1
+    if not single:
+        targets, labels = _label_words(targets), _label_words(labels)
+    names = ("ap", "ap_strict", "ap_all", "recall", "precision_at_1", "precision_at_10",
+             "precision_at_100")
+    table = np.zeros((count, len(names)))
+
+    def rank(row: int, scratch: _Scratch) -> None:
+        # Integers of 8 and 16 bits are what numpy sorts by radix, stable and in one or two passes.
+        distances = scratch.array("distances", (number,), np.uint8 if hash_bit < 256 else np.int16)
+        for first in range(0, number, _CHUNK):
+            part = slice(first, first + _CHUNK)
+            distances[part] = _keys(query[:, row : row + 1], words[:, part], 0, scratch)
+        relevant = (labels == targets[row] if single
+                    else _share_words(targets[:, row : row + 1], labels, scratch)[0])
+        ranks = np.flatnonzero(relevant[np.argsort(distances, kind="stable")]) + 1
+        precisions, total = np.arange(1, len(ranks) + 1) / ranks, max(1, len(ranks))
+        hits, *within = np.searchsorted(ranks, [R, 1, 10, 100], side="right").tolist()
+        top = precisions[:hits].sum()
+        table[row] = (top / max(1, hits), top / min(R, number, total), precisions.sum() / total,
+                      hits / total, *(h / min(k, number)
+                                      for h, k in zip(within, (1, 10, 100), strict=True)))
+
+    with _Threads() as threads:
+        threads.each(rank, range(count))
+    return dict(zip(names, table.T, strict=True))
 
 
 def ranked_ap(
@@ -377,8 +607,10 @@ def float_map(
                  f"{what} vectors have shape {values.shape}, expected (N, D) with N >= 1, same D.")
         _require(values.dtype.kind in "fiu" and np.isfinite(values).all(),
                  f"{what} vectors ({values.dtype}) are not all finite real numbers.")
-    targets = _label_tensor(check_labels(query_labels, len(query), "query labels"), device)
-    labels = _label_tensor(check_labels(database_labels, len(database), "database labels"), device)
+    targets = check_labels(query_labels, len(query), "query labels")
+    labels = check_labels(database_labels, len(database), "database labels")
+    _check_kinds(targets, labels)
+    targets, labels = _label_tensor(targets, device), _label_tensor(labels, device)
     # |q - d|^2 ranks as |d|^2 / 2 - q d; centring keeps both terms small, so float32 loses less.
     centre = database.mean(axis=0, dtype=np.float64)
     vectors = torch.from_numpy((database - centre).astype(np.float32)).to(device)
@@ -565,8 +797,10 @@ def worst_ap(histograms: Histograms, R: int) -> np.ndarray:
 
 def chance_ap(histograms: Histograms, R: int) -> np.ndarray:
     """Expected AP@R of a random order, all items tied: float64 (Q,). What any code has to beat."""
-    tables = (histograms.items, histograms.relevant)
-    return expected_ap(Histograms(*(table.sum(axis=1, keepdims=True) for table in tables)), R)
+    totals = [table.sum(axis=1) for table in (histograms.items, histograms.relevant)]
+    # All queries of a class are alike: few different rows.
+    rows, row = np.unique(np.stack(totals, axis=1), axis=0, return_inverse=True)
+    return expected_ap(Histograms(*(rows[:, part : part + 1] for part in (0, 1))), R)[row.ravel()]
 
 
 def _expected_hits(cut: _Cut) -> np.ndarray:
@@ -583,6 +817,27 @@ def precision_at(histograms: Histograms, k: int) -> np.ndarray:
     return _each(histograms, k, lambda cut: _expected_hits(cut) / np.maximum(cut.R, 1))
 
 
+def precision_curve(histograms: Histograms, ranks: Sequence[int]) -> np.ndarray:
+    """`precision_at` every k of `ranks`: float64 (Q, len(ranks))."""
+    ranks = np.array([_integer(k, "a rank") for k in ranks], np.float64)
+    curves = np.zeros((len(histograms.items), len(ranks)))
+    # Hits expected within the top k are linear in k from one end of a group to the next.
+    for row, (items, relevant) in enumerate(zip(histograms.items, histograms.relevant,
+                                                strict=True)):
+        ends, hits = np.cumsum([0, *items]), np.cumsum([0, *relevant])
+        curves[row] = np.interp(ranks, ends, hits) / np.clip(ranks, None, max(1, ends[-1]))
+    return curves
+
+
+def precision_recall(histograms: Histograms) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and recall of the items within each Hamming radius 0..K: both float64 (Q, K+1).
+
+    Precision is 0 where there are no items, recall where nothing is relevant.
+    """
+    items, relevant = (np.cumsum(t, axis=1) for t in (histograms.items, histograms.relevant))
+    return relevant / np.maximum(items, 1), relevant / np.maximum(relevant[:, -1:], 1)
+
+
 def precision_within_radius(histograms: Histograms, radius: int = 2) -> np.ndarray:
     """Relevant items / items at distance <= radius, 0 where there are none: float64 (Q,)."""
     end = _integer(radius, "radius", least=0) + 1
@@ -590,29 +845,38 @@ def precision_within_radius(histograms: Histograms, radius: int = 2) -> np.ndarr
     return relevant / np.maximum(items, 1)
 
 
-def summarise(histograms: Histograms, R: int, ties: str = "expected") -> dict[str, Any]:
-    """The results of `evaluate` from (summed) histograms alone, so not for ties="stable"."""
-    map_by_ties = {"expected": expected_ap, "min": worst_ap, "max": best_ap}
-    _require(ties in map_by_ties, f"ties is {ties!r}, expected one of {', '.join(TIES)}"
-             " ('stable' needs the codes: call evaluate).")
+def summarise(
+    histograms: Histograms, R: int, ties: str = "expected",
+    stable: dict[str, np.ndarray] | None = None,
+) -> dict[str, Any]:
+    """The results of `evaluate`, from (summed) histograms and, for ties="stable", `stable_metrics`.
+    """
+    _require(ties in TIES, f"ties is {ties!r}, expected one of {', '.join(TIES)}.")
+    _require(ties != "stable" or stable is not None,
+             "ties is 'stable', which needs more than histograms: give stable_metrics.")
     _require(len(histograms.items) and histograms.items.any(),
              "there are no queries or no database items, expected at least one of each.")
     num_database = int(histograms.items[0].sum())
-    means = {
-        **{f"map_{name}": metric(histograms, R) for name, metric in map_by_ties.items()},
-        "map_strict": expected_ap(histograms, R, strict=True),
-        "map_all": expected_ap(histograms, num_database),
-        "map_chance": chance_ap(histograms, R),
-        "recall": recall_at(histograms, R),
-        "precision_radius2": precision_within_radius(histograms, 2),
-    }
-    means = {name: float(values.mean()) for name, values in means.items()}
-    means["map"] = means[f"map_{ties}"]
-    del means["map_expected"]
-    precision = {str(k): float(precision_at(histograms, k).mean()) for k in (1, 10, 100)}
-    return {"hash_bit": histograms.items.shape[1] - 1, "R": int(R), "ties": ties, **means,
-            "precision_at": precision, "num_query": len(histograms.items),
-            "num_database": num_database}
+    worst, best = worst_ap(histograms, R), best_ap(histograms, R)
+    if ties == "stable":
+        values = dict(stable)
+    else:
+        values = {"ap_strict": expected_ap(histograms, R, strict=True),
+                  "ap_all": expected_ap(histograms, num_database),
+                  "recall": recall_at(histograms, R),
+                  **{f"precision_at_{k}": precision_at(histograms, k) for k in (1, 10, 100)}}
+        values["ap"] = {"min": worst, "max": best}.get(ties)
+        if ties == "expected":
+            values["ap"] = expected_ap(histograms, R)
+    mean = {name: float(value.mean()) for name, value in values.items()}
+    return {
+        "hash_bit": histograms.items.shape[1] - 1, "R": int(R), "ties": ties, "map": mean["ap"],
+        "map_min": float(worst.mean()), "map_max": float(best.mean()),
+        "map_strict": mean["ap_strict"], "map_all": mean["ap_all"],
+        "map_chance": float(chance_ap(histograms, R).mean()), "recall": mean["recall"],
+        "precision_at": {str(k): mean[f"precision_at_{k}"] for k in (1, 10, 100)},
+        "precision_radius2": float(precision_within_radius(histograms, 2).mean()),
+        "num_query": len(histograms.items), "num_database": num_database}
 
 
 def evaluate(
@@ -632,24 +896,4 @@ def evaluate(
     data = query_codes, database_codes, query_labels, database_labels, hash_bit
     R = smallest_class(database_labels) if R is None else _integer(R, "R")
     histograms = distance_histograms(*data, device=device)
-    results = summarise(histograms, R, "expected" if ties == "stable" else ties)
-    if ties == "stable":
-        results["ties"] = ties
-        results |= _stable_results(data, histograms.relevant.sum(axis=1), R, device)
-    return results
-
-
-@torch.inference_mode()
-def _stable_results(data: tuple, total: np.ndarray, R: int, device: Any) -> dict[str, Any]:
-    names = ("map", "map_strict", "map_all", "recall", "1", "10", "100")
-    values, done = [], 0
-    for block in _stable_blocks(*data, device):
-        relevant = total[done : done + len(block)]
-        done += len(block)
-        values.append([
-            ranked_ap(block, R), ranked_ap(block, R, True, relevant),
-            ranked_ap(block, block.shape[1]),
-            block[:, :R].sum(axis=1) / np.maximum(relevant, 1),
-            *(block[:, :k].mean(axis=1) for k in (1, 10, 100))])
-    means = dict(zip(names, np.concatenate(values, axis=1).mean(axis=1).tolist(), strict=True))
-    return {"precision_at": {k: means.pop(k) for k in ("1", "10", "100")}, **means}
+    return summarise(histograms, R, ties, stable_metrics(*data, R) if ties == "stable" else None)

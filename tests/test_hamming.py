@@ -238,6 +238,24 @@ def test_precision_within_radius():
     np.testing.assert_allclose(hamming.precision_within_radius(histograms, 9), [6 / 10, 5 / 10])
 
 
+def test_precision_and_recall_by_radius_and_by_rank():
+    # Pencil: 1 of 2 relevant at distance 0, nothing at 1, 1 of 3 at 2; two items at 3.
+    histograms = as_histograms([([2, 0, 3, 2], [1, 0, 1, 0]), ([0, 4, 0, 3], [0, 0, 0, 0])])
+    precision, recall = hamming.precision_recall(histograms)
+    np.testing.assert_allclose(precision, [[1 / 2, 1 / 2, 2 / 5, 2 / 7], [0, 0, 0, 0]])
+    np.testing.assert_allclose(recall, [[1 / 2, 1 / 2, 1, 1], [0, 0, 0, 0]])
+    for radius in range(4):
+        np.testing.assert_allclose(precision[:, radius],
+                                   hamming.precision_within_radius(histograms, radius))
+    ranks = [1, 2, 3, 5, 6, 7, 20]
+    curve = hamming.precision_curve(histograms, ranks)
+    np.testing.assert_allclose(curve[0], [1 / 2, 1 / 2, (1 + 1 / 3) / 3, 2 / 5, 2 / 6, 2 / 7, 2 / 7])
+    tables = as_histograms(TABLES)
+    for column, k in enumerate(ranks):
+        np.testing.assert_allclose(hamming.precision_curve(tables, ranks)[:, column],
+                                   hamming.precision_at(tables, k), atol=1e-15)
+
+
 def test_blocks_of_queries_do_not_change_metrics():
     rng = np.random.default_rng(1)
     items = rng.integers(0, 30, (500, 9))
@@ -271,6 +289,24 @@ def test_pack_and_unpack(bits):
         hamming.pack_codes(values, threshold=0.5), np.packbits(values >= 0.5, axis=1))
     assert hamming.unpack_codes(want, bits).dtype == np.uint8
     assert hamming.pack_codes(values[:0]).shape == (0, want.shape[1])
+
+
+@pytest.mark.parametrize("bits", [1, 2, 8, 9, 64])
+def test_anyones_codes_become_packed_ones(bits):
+    truth = np.random.default_rng(bits).integers(0, 2, (50, bits)).astype(np.uint8)
+    truth[0], truth[1, :] = 1, 0
+    packed = np.packbits(truth, axis=1)
+    signs = 2.0 * truth - 1
+    for codes in (packed, *([truth] if bits > 1 else [])):
+        np.testing.assert_array_equal(hamming.as_codes(codes, bits)[0], packed)
+    for codes in (signs, signs.astype(np.int8), signs * 0.3, torch.from_numpy(signs), truth == 1,
+                  truth.astype(np.uint16)):
+        got, found = hamming.as_codes(codes)
+        np.testing.assert_array_equal(got, packed)
+        assert found == bits and got.dtype == np.uint8
+        np.testing.assert_array_equal(hamming.as_codes(codes, bits)[0], packed)
+    np.testing.assert_array_equal(hamming.as_codes(truth * 1.0, threshold=0.5)[0], packed)
+    np.testing.assert_array_equal(hamming.as_codes(np.ones((3, bits)))[0], np.repeat(packed[:1], 3, 0))
 
 
 def test_pack_blocks_and_the_signed_trap():
@@ -318,6 +354,15 @@ def assert_tables(histograms, items, relevant):
     np.testing.assert_array_equal(histograms.relevant, relevant)
 
 
+@pytest.fixture(params=["words", "products"])
+def counter(request, monkeypatch):
+    """Both ways of counting: the CPU's, and the one that every other device takes, here on the CPU."""
+    if request.param == "products":
+        monkeypatch.setattr(hamming, "_WordCounter", lambda codes, labels, bits, block:
+                            hamming._ProductCounter(codes, labels, bits, block, torch.device("cpu")))
+
+
+@pytest.mark.usefixtures("counter")
 @pytest.mark.parametrize("multi", [False, True])
 @pytest.mark.parametrize("bits", [1, 8, 12, 33, 64, 1000, 1024])
 def test_histograms_equal_plain_counts(bits, multi):
@@ -327,6 +372,69 @@ def test_histograms_equal_plain_counts(bits, multi):
     for query_block, database_chunk in ((1, 60), (3, 7), (100, 1000)):
         assert_tables(hamming.distance_histograms(
             *data, bits, query_block=query_block, database_chunk=database_chunk), *want)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_codes_and_labels_are_counted_as_plainly(data):
+    bits = data.draw(st.one_of(st.integers(1, 80), st.integers(1, 1024)), "bits")
+    Q, N = data.draw(st.integers(1, 40), "Q"), data.draw(st.integers(0, 70), "N")
+    classes = data.draw(st.integers(0, 80), "labels an item may have")  # 0: one class number each
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    codes = rng.random((Q + N, bits)) < rng.random()
+    if classes:
+        labels = rng.random((Q + N, classes)) < rng.choice([0.02, 0.3, 1])
+        relevance = (labels[:Q, None] & labels[None, Q:]).any(2)
+    else:
+        labels = rng.integers(-2, data.draw(st.integers(-1, 40)), Q + N)
+        relevance = labels[:Q, None] == labels[None, Q:]
+    distances = (codes[:Q, None] != codes[None, Q:]).sum(2)
+    packed = np.packbits(codes, axis=1)
+    arrays = packed[:Q], packed[Q:], labels[:Q], labels[Q:], bits
+    want = plain_tables(distances, relevance, bits)
+    sizes = {"query_block": data.draw(st.integers(1, 50)), "database_chunk": data.draw(st.integers(1, 90))}
+    assert_tables(hamming.distance_histograms(*arrays), *want)
+    assert_tables(hamming.distance_histograms(*arrays, **sizes), *want)
+    if N:
+        k = data.draw(st.integers(1, N), "k")
+        order = np.argsort(distances, axis=1, kind="stable")
+        indices, found = hamming.nearest(packed[:Q], packed[Q:], bits, k)
+        np.testing.assert_array_equal(indices, order[:, :k])
+        np.testing.assert_array_equal(found, np.take_along_axis(distances, order, axis=1)[:, :k])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_any_number_of_threads_gives_the_same_and_leaves_torch_as_it_was(threads):
+    data, distances, relevance = make_data(64, Q=150, N=2000)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert_tables(hamming.distance_histograms(*data, 64, database_chunk=300),
+                      *plain_tables(distances, relevance, 64))
+        indices, _ = hamming.nearest(*data[:2], 64, 20)
+        stable = hamming.stable_metrics(*data, 64, 20)
+        with pytest.raises(CodeError), hamming._Threads() as pool:
+            pool.each(lambda job, scratch: hamming._require(job < 3, "job 3 or more"), range(100))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    order = np.argsort(distances, axis=1, kind="stable")
+    np.testing.assert_array_equal(indices, order[:, :20])
+    ranked = np.take_along_axis(relevance, order, axis=1)
+    np.testing.assert_allclose(stable["ap"], hamming.ranked_ap(ranked, 20), rtol=1e-13)
+
+
+def test_counting_leaves_torch_and_the_barriers_of_its_threads_alone():
+    """Inside a job torch has one thread: a bincount of a large block must not call a team."""
+    seen = []
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with hamming._Threads() as pool:
+            pool.each(lambda job, scratch: seen.append(torch.get_num_threads()), range(9))
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1] * 9
 
 
 def test_histograms_take_tensors_and_other_label_types():
@@ -342,6 +450,7 @@ def test_histograms_take_tensors_and_other_label_types():
     assert neighbour.relevant.sum() == (labels[0] == labels[0][0] + 1).sum() * 60
 
 
+@pytest.mark.usefixtures("counter")
 def test_histograms_are_exact_at_extreme_distances_and_blocks():
     # 1024 bits, 9000 queries: keys would pass 2^24 (inexact in float32) without a limit on blocks.
     query = np.zeros((9000, 128), np.uint8)
@@ -354,6 +463,20 @@ def test_histograms_are_exact_at_extreme_distances_and_blocks():
     assert histograms.items.sum() == 27000
 
 
+@pytest.mark.usefixtures("counter")
+def test_odd_bits_are_exact_far_down_a_block():
+    # 63 bits: half a distance is no whole number, and 2^24 / 128 rows of keys come close to 2^24.
+    rng = np.random.default_rng(0)
+    codes = rng.random((40_010, 63)) < 0.5
+    packed = np.packbits(codes, axis=1)
+    labels = rng.integers(0, 2, 40_010)
+    histograms = hamming.distance_histograms(
+        packed[:40_000], packed[40_000:], labels[:40_000], labels[40_000:], 63, query_block=10**6)
+    distances = np.stack([(codes[:40_000] != item).sum(1) for item in codes[40_000:]], axis=1)
+    assert_tables(histograms, *plain_tables(distances, labels[:40_000, None] == labels[40_000:], 63))
+
+
+@pytest.mark.usefixtures("counter")
 def test_autocast_does_not_round_distances():
     data, distances, relevance = make_data(1000)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -395,31 +518,46 @@ def test_memory_does_not_grow_with_the_database():
     assert max(peaks) < 1.2 * min(peaks)
 
 
+def assert_stable(data, distances, relevance, bits, R):
+    """stable_metrics against plain fractions of numpy's stable argsort."""
+    order = np.argsort(distances, axis=1, kind="stable")
+    rows = [row.tolist() for row in np.take_along_axis(relevance, order, axis=1)]
+    totals, N = relevance.sum(1).tolist(), relevance.shape[1]
+    got = hamming.stable_metrics(*data, bits, R)
+    want = {
+        "ap": [plain_ap(row, R) for row in rows],
+        "ap_strict": [plain_ap(row, R, min(R, N, t)) for row, t in zip(rows, totals, strict=True)],
+        "ap_all": [plain_ap(row, N) for row in rows],
+        "recall": [sum(row[:R]) / max(1, t) for row, t in zip(rows, totals, strict=True)],
+        **{f"precision_at_{k}": [sum(row[:k]) / min(k, N) for row in rows] for k in (1, 10, 100)},
+    }
+    assert got.keys() == want.keys()
+    for name, values in want.items():
+        np.testing.assert_allclose(got[name], np.array(values, float), atol=1e-13, err_msg=name)
+
+
 @pytest.mark.parametrize("multi", [False, True])
-@pytest.mark.parametrize("bits", [1, 12, 64, 1024])
+@pytest.mark.parametrize("bits", [1, 12, 64, 300, 1024])
 def test_stable_order_is_numpys(bits, multi):
     data, distances, relevance = make_data(bits, multi=multi)
-    order = np.argsort(distances, axis=1, kind="stable")
-    want = np.take_along_axis(relevance, order, axis=1)
     for R in (1, 17, 60, 1000):
-        got = hamming.stable_relevance(*data, bits, R)
-        assert got.dtype == bool
-        np.testing.assert_array_equal(got, want[:, :R])
+        assert_stable(data, distances, relevance, bits, R)
 
 
-def test_stable_order_over_blocks_of_queries_and_database():
-    data, distances, relevance = make_data(12, Q=600, N=9000)
-    order = np.argsort(distances, axis=1, kind="stable")[:, :50]
-    np.testing.assert_array_equal(
-        hamming.stable_relevance(*data, 12, 50), np.take_along_axis(relevance, order, axis=1))
+def test_explicit_orders_over_chunks_of_the_database():
+    data, distances, relevance = make_data(12, Q=9, N=40_000)
+    assert len(data[1]) > 2 * hamming._CHUNK
+    order = np.argsort(distances, axis=1, kind="stable")
+    got = hamming.stable_metrics(*data, 12, 50)
     ranked, total = np.take_along_axis(relevance, order, axis=1), relevance.sum(1)
-    strict = hamming.ranked_ap(ranked, 50, strict=True, num_relevant=total)
-    results = hamming.evaluate(*data, 12, 50, ties="stable")
-    assert results["map_strict"] == pytest.approx(strict.mean())
-    assert results["recall"] == pytest.approx((ranked.sum(1) / total).mean())
-    indices, found = hamming.nearest(data[0][:70], data[1], 12, 50)
-    np.testing.assert_array_equal(indices, order[:70])
-    np.testing.assert_array_equal(found, np.take_along_axis(distances, order, axis=1)[:70])
+    np.testing.assert_allclose(got["ap"], hamming.ranked_ap(ranked, 50), rtol=1e-13)
+    np.testing.assert_allclose(
+        got["ap_strict"], hamming.ranked_ap(ranked, 50, strict=True, num_relevant=total), rtol=1e-13)
+    for k in (1, 50, 20_000, 40_000):  # within the first chunk, past it, everything
+        indices, found = hamming.nearest(data[0], data[1], 12, k)
+        np.testing.assert_array_equal(indices, order[:, :k])
+        np.testing.assert_array_equal(found, np.take_along_axis(distances, order, axis=1)[:, :k])
+    assert hamming.nearest(data[0][:0], data[1], 12, 5)[0].shape == (0, 5)
 
 
 @pytest.mark.parametrize("bits", [1, 12, 64, 1024])
@@ -607,7 +745,16 @@ evaluate, count = hamming.evaluate, hamming.distance_histograms
         (lambda: hamming.nearest(C, C, 16, 4), "k is 4, expected at most 3"),
         (lambda: hamming.nearest(C, C, 16, 0), "k is 0, expected at least 1"),
         (lambda: hamming.nearest(C, PADDED, 12, 1), "database codes have ones"),
-        (lambda: hamming.stable_relevance(C, C, L, L, 16, 0), "R is 0"),
+        (lambda: hamming.stable_metrics(C, C, L, L, 16, 0), "R is 0"),
+        (lambda: hamming.stable_metrics(C, C[:0], L, L[:0], 16, 1), "no database codes"),
+        (lambda: hamming.stable_metrics(C, C, L, np.eye(3), 16, 1), "expected .N,. for both"),
+        (lambda: hamming.precision_curve(as_histograms(TABLES), [1, 0]), "a rank is 0"),
+        (lambda: hamming.as_codes(C), "say how many bits they have"),
+        (lambda: hamming.as_codes(C, 17, what="my codes"), r"my codes have shape .*\(N, 3\)"),
+        (lambda: hamming.as_codes(C + 2, 2), "up to 2, expected bits"),
+        (lambda: hamming.as_codes(C * 1.0, 16), r"expected \(N, 16\) for 16 bits, or packed uint8"),
+        (lambda: hamming.as_codes(np.eye(2)), "hold 0 and 1, which are both >= 0"),
+        (lambda: hamming.as_codes(C[0]), r"expected \(N, bytes\) or \(N, K\)"),
         (lambda: hamming.ranked_ap(C, 2, strict=True), "num_relevant is missing"),
         (lambda: hamming.ranked_ap(L, 2), r"relevance has shape \(3,\)"),
         (lambda: hamming.float_map(C, C[:, :1], L, L, 2), "database vectors have"),
@@ -617,7 +764,7 @@ evaluate, count = hamming.evaluate, hamming.distance_histograms
         (lambda: hamming.float_map(C, C, L, L[:2], 2), "database labels have shape"),
         (lambda: hamming.expected_ap(as_histograms(TABLES), 0), "R is 0"),
         (lambda: hamming.precision_within_radius(as_histograms(TABLES), -1), "radius is -1"),
-        (lambda: hamming.summarise(as_histograms(TABLES), 2, "stable"), "call evaluate"),
+        (lambda: hamming.summarise(as_histograms(TABLES), 2, "stable"), "give stable_metrics"),
         (lambda: hamming.summarise(Histograms(C[:0], C[:0]), 2), "no queries or no database"),
         (lambda: Histograms(C, C[:2]), r"expected \(Q, K\+1\) for both"),
         (lambda: Histograms(C, C) + Histograms(C[:2], C[:2]), "do not add up"),
