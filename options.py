@@ -6,6 +6,8 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from data_loader import DATASETS, DataConfig, PairedDataset, load_dataset
 from hamming import smallest_class
 from utils import InputError, non_negative_int, positive_int, resolve_path
@@ -88,14 +90,16 @@ def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any]) -> tup
     return dataset, config
 
 
-def choose_R(given: int | None, dataset: PairedDataset) -> int:
+def choose_R(given: int | None, labels: np.ndarray) -> int:
     """The cut of mAP@R: `given`, or the size of the smallest class in the database.
 
+    Args:
+        labels: the database's, (N,) or 0/1 (N, C).
     Raises:
         InputError: `given` is larger than the database.
     """
     if given is None:
-        return smallest_class(dataset.labels[dataset.database])
-    if given > len(dataset.database):
-        raise InputError(f"--R {given} is larger than the database of {len(dataset.database):,} images")
+        return smallest_class(labels)
+    if given > len(labels):
+        raise InputError(f"--R {given} is larger than the database of {len(labels):,} images")
     return given

@@ -2,6 +2,7 @@
 
     python test.py --hash_bit 32 --pretrain_path runs/mrhash_eurosat_32bit/mrhash.pth
     python test.py --codes runs/mrhash_eurosat_32bit/codes.npz --R 1900     codes of any method
+    torchrun --nproc_per_node 4 test.py --codes archive_codes --hash_bit 64     each rank a part of the database
 
 mAP is the expectation over all orders of items at the same distance (hamming.py), not the accident of one
 sort. The numbers go to <output_dir>/results.json, by default beside the model.
@@ -22,6 +23,7 @@ import numpy as np
 
 import hamming
 from data_loader import PairedDataset
+from distributed import all_ranks, first_rank_first, number_of_ranks, own_part, rank, sum_over_ranks
 from features import apply_network
 from image_store import ImageLoader, ImageStore
 from network import rebuild_hash_network
@@ -46,19 +48,25 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     group = parser.add_argument_group("method")
     what = group.add_mutually_exclusive_group(required=True)
     what.add_argument("--pretrain_path", help="the mrhash.pth of train.py; it says which images and split")
-    what.add_argument("--codes", help="evaluate stored codes without a model: an .npz with database_codes, "
-                                      "query_codes (uint8, numpy.packbits order), hash_bit and labels")
+    what.add_argument("--codes", help="evaluate anyone's codes without a model: an .npz with database_codes, "
+                                      "query_codes, database_labels, query_labels and hash_bit, or, for "
+                                      "archives larger than memory, a folder of .npy files of these names. "
+                                      "Codes are packed (uint8, numpy.packbits order), or one value a bit")
     group.add_argument("--hash_bit", type=positive_int,
-                       help="only checked: the model (or the file of codes) knows its length")
+                       help="only checked: the model (or the file of codes) knows its length, except a folder "
+                            "of packed codes without hash_bit.npy")
     group.add_argument("--R", type=positive_int,
                        help="mAP@R (default: the smallest class in the database, 1900 for EuroSAT)")
-    group.add_argument("--T", type=float, help="a bit is 1 where the output is >= T (default: as trained, 0)")
+    group.add_argument("--T", type=float, help="a bit is 1 where the output is >= T (default: as trained, 0). "
+                                                "With --codes, for codes of one value a bit")
     group.add_argument("--ties", choices=hamming.TIES, default="expected",
                        help="how `map` treats equal distances: expected over all orders; stable as "
                             "numpy.argsort(kind='stable') to compare with other code; min and max as bounds")
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", help="where results.json goes (default: beside the model or codes)")
     group.add_argument("--save_codes", help="write the codes, labels and names to this .npz")
+    group.add_argument("--figures", help="write here, as PNG and as CSV: precision-recall curve, precision "
+                                         "against rank, AP of each class")
     group.add_argument("--picture", help="write this PNG: queries with their ten nearest images")
     group.add_argument("--gen_similarity_matrix", type=int, choices=(0, 1), default=0,
                        help="1: write similarity.npy, database x query, 1 - 2 * distance / bits, float32: "
@@ -78,45 +86,106 @@ def hash_dataset(args: argparse.Namespace, device: Any) -> tuple[dict[str, Any],
     hash_network = rebuild_hash_network(checkpoint, path)
     dataset, _ = inherit_dataset(args, checkpoint)
     print(dataset.describe())
-    store = ImageStore.open(dataset.source1, dataset.file_label(0), network["image_size"],
-                            None if args.cache_dir == "none" else resolve_path(args.cache_dir), args.workers)
+    with first_rank_first():
+        store = ImageStore.open(dataset.source1, dataset.file_label(0), network["image_size"],
+                                None if args.cache_dir == "none" else resolve_path(args.cache_dir),
+                                args.workers)
     loader = ImageLoader(store, device, resident=False)  # each image is needed once
     threshold = network["threshold"] if args.T is None else args.T
     content: dict[str, Any] = {"hash_bit": network["hash_bit"]}
     for part in ("database", "query"):
         rows = getattr(dataset, part)
-        values = np.concatenate(list(apply_network(hash_network, loader, rows, network["image_size"],
-                                                   args.batch_size, args.amp, f"{part} codes")))
-        content[f"{part}_codes"] = hamming.pack_codes(values, threshold)
+        # Ranks take turns at whole batches, the same ones that a single process would make.
+        mine = np.arange(len(rows)) // args.batch_size % number_of_ranks() == rank()
+        codes = np.zeros((len(rows), -(-network["hash_bit"] // 8)), np.uint8)
+        if mine.any():
+            values = np.concatenate(list(apply_network(
+                hash_network, loader, rows[mine], network["image_size"], args.batch_size, args.amp,
+                f"{part} codes")))
+            codes[mine] = hamming.pack_codes(values, threshold)
+        content[f"{part}_codes"] = sum_over_ranks(codes)
         content[f"{part}_paths"] = np.array([dataset.names[row] for row in rows])
         if dataset.labels is not None:
             content[f"{part}_labels"] = dataset.labels[rows]
+    if dataset.labels is not None:
+        content["class_names"] = np.array(dataset.class_names)
     return content, dataset
 
 
-def read_codes(path: Path, hash_bit: int | None) -> dict[str, Any]:
-    """The arrays of a codes file; nothing in it is unpickled.
+NEEDED = ("database_codes", "query_codes", "database_labels", "query_labels")
 
+
+def read_codes(path: Path, hash_bit: int | None, threshold: float | None) -> dict[str, Any]:
+    """The arrays of a codes file or of a folder of .npy files; nothing in them is unpickled.
+
+    Args:
+        path: an .npz, or a folder, whose arrays are memory-mapped. hash_bit: None, or what the bits must be.
+            threshold: for codes that are not packed; None is 0.
+    Returns:
+        the arrays, with packed `database_codes` and `query_codes` and `hash_bit` a plain int.
     Raises:
-        InputError: not an .npz, an entry is missing, or the bits differ. Shapes are hamming.py's affair.
+        InputError: not such a file, an array is missing, or the bits differ.
+        CodeError: codes of an impossible shape or type.
     """
-    if not path.is_file():
-        raise InputError(f"no codes at {path}: expected an .npz as written by test.py --save_codes")
+    content: dict[str, Any] = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            content = {name: file[name] for name in file.files}
+        if path.is_dir():
+            for file in sorted(path.glob("*.npy")):
+                # A single value (hash_bit.npy) cannot be mapped by every numpy.
+                mapped = np.load(file, mmap_mode="r", allow_pickle=False)
+                content[file.stem] = mapped if mapped.ndim else np.array(mapped)
+        elif path.is_file():
+            with np.load(path, allow_pickle=False) as archive:
+                content = {name: archive[name] for name in archive.files}
+        else:
+            raise InputError(f"no codes at {path}: expected an .npz as written by test.py --save_codes, or a "
+                             "folder of .npy files")
+    except InputError:
+        raise
     except (ValueError, OSError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is not a whole .npz of plain arrays ({error})") from None
-    needed = ("database_codes", "query_codes", "hash_bit", "database_labels", "query_labels")
-    missing = [name for name in needed if name not in content]
+        kind = "a folder of whole .npy files" if path.is_dir() else "a whole .npz"
+        raise InputError(f"{path} is not {kind} of plain arrays ({error})") from None
+    missing = [name for name in NEEDED if name not in content]
     if missing:
-        raise InputError(f"{path} has no {', '.join(missing)}: expected {', '.join(needed)}")
-    if content["hash_bit"].size != 1 or not np.issubdtype(content["hash_bit"].dtype, np.integer):
-        raise InputError(f"{path}: hash_bit is {content['hash_bit']!r}, expected one integer")
-    content["hash_bit"] = int(content["hash_bit"])
-    if hash_bit not in (None, content["hash_bit"]):
-        raise InputError(f"--hash_bit {hash_bit} contradicts {path}, which holds {content['hash_bit']} bits")
+        raise InputError(f"{path} has no {', '.join(missing)}: expected {', '.join(NEEDED)}")
+    stored = content.get("hash_bit")
+    if stored is not None:
+        if stored.size != 1 or not np.issubdtype(stored.dtype, np.integer):
+            raise InputError(f"{path}: hash_bit is {stored!r}, expected one integer")
+        stored = int(stored.reshape(()))
+        if hash_bit not in (None, stored):
+            raise InputError(f"--hash_bit {hash_bit} contradicts {path}, which holds {stored} bits")
+    hash_bit = stored if stored is not None else hash_bit
+    for name in ("database_codes", "query_codes"):
+        if hash_bit is None and content[name].dtype == np.uint8:
+            raise InputError(f"{path} does not say how many bits its codes have: add --hash_bit")
+        content[name], hash_bit = hamming.as_codes(content[name], hash_bit, threshold or 0.0, name)
+    content["hash_bit"] = hash_bit
     return content
+
+
+def measure(content: dict[str, Any], R: int, ties: str, device: str
+            ) -> tuple[dict[str, Any], hamming.Histograms]:
+    """results.json but the seconds, and the tables it comes from; the same for any number of ranks.
+
+    Every rank counts its part of the database, and ranks its part of the queries where the order of an
+    explicit sort is asked for.
+    """
+    queries = content["query_codes"], content["query_labels"]
+    database = content["database_codes"], content["database_labels"]
+    bits, part = content["hash_bit"], own_part(len(database[0]))
+    counts = hamming.distance_histograms(queries[0], database[0][part], queries[1], database[1][part], bits,
+                                         device)
+    histograms = hamming.Histograms(sum_over_ranks(counts.items), sum_over_ranks(counts.relevant))
+    stable = None
+    if ties == "stable":
+        part, stable = own_part(len(queries[0])), {}
+        own = hamming.stable_metrics(queries[0][part], database[0], queries[1][part], database[1], bits, R)
+        for name, values in own.items():
+            stable[name] = np.zeros(len(queries[0]))
+            stable[name][part] = values
+            stable[name] = sum_over_ranks(stable[name])
+    return hamming.summarise(histograms, R, ties, stable), histograms
 
 
 def draw_neighbours(content: dict[str, Any], dataset: PairedDataset, path: Path, rows: int = 6) -> None:
@@ -149,48 +218,63 @@ def write_similarity(content: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     args = parse_arguments()
+    with all_ranks():
+        evaluate(args)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Everything after the flags; every rank computes, rank 0 writes."""
     device = pick_device(args.device)
     started = time.time()
     dataset = None
     if args.codes:
         if args.picture:
             raise InputError("--picture needs the images: use it with --pretrain_path")
-        content = read_codes(resolve_path(args.codes), args.hash_bit)
-        hamming.check_codes(content["database_codes"], content["hash_bit"], "database_codes")
-        hamming.check_codes(content["query_codes"], content["hash_bit"], "query_codes")
+        path = resolve_path(args.codes)
+        content = read_codes(path, args.hash_bit, args.T)
+        home = path if path.is_dir() else path.parent
     else:
         content, dataset = hash_dataset(args, device)
-    output_dir = resolve_path(args.output_dir) if args.output_dir else resolve_path(
-        args.codes or args.pretrain_path).parent
+        home = resolve_path(args.pretrain_path).parent
+    output_dir = resolve_path(args.output_dir) if args.output_dir else home
+    writes = rank() == 0
 
-    if args.save_codes:
+    if args.save_codes and writes:
         buffer = io.BytesIO()
         np.savez(buffer, **content)
         with atomic_file(resolve_path(args.save_codes)) as file:
             file.write(buffer.getbuffer())
         print(f"wrote {resolve_path(args.save_codes)}")
-    if args.gen_similarity_matrix:
+    if args.gen_similarity_matrix and writes:
         write_similarity(content, output_dir / "similarity.npy")
         print(f"wrote {output_dir / 'similarity.npy'}")
-    if args.picture:
+    if args.picture and writes:
         draw_neighbours(content, dataset, resolve_path(args.picture))
         print(f"wrote {resolve_path(args.picture)}")
     if "query_labels" not in content:
+        if args.figures:
+            raise InputError("--figures needs labels, and these images have none: leave the flag out")
         print("these images have no labels, so there is no mAP to compute"
               + ("" if args.save_codes else "; --save_codes FILE keeps the codes"))
         return
 
-    R = args.R if dataset is None else choose_R(args.R, dataset)
-    results = hamming.evaluate(content["query_codes"], content["database_codes"], content["query_labels"],
-                               content["database_labels"], hash_bit=content["hash_bit"], R=R, ties=args.ties,
-                               device=str(device))
+    R = choose_R(args.R, content["database_labels"])
+    results, histograms = measure(content, R, args.ties, str(device))
     results["seconds"] = round(time.time() - started, 3)
+    if not writes:
+        return
     write_json(output_dir / "results.json", results)
     print(f"mAP@{results['R']} {results['map']:.4f} (ties: {results['ties']}; any order gives "
           f"{results['map_min']:.4f} to {results['map_max']:.4f}; chance {results['map_chance']:.4f}), "
           f"{results['hash_bit']} bits, {results['num_query']:,} queries, {results['num_database']:,} in the "
           "database")
     print(f"wrote {output_dir / 'results.json'}")
+    if args.figures:
+        from figures import write_figures  # here, because matplotlib takes its time
+
+        folder = resolve_path(args.figures)
+        write_figures(histograms, R, content["query_labels"], content.get("class_names"), folder)
+        print(f"wrote the figures and their numbers to {folder}")
 
 
 if __name__ == "__main__":

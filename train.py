@@ -173,7 +173,7 @@ def main() -> None:
             raise InputError("--select test_map needs labels and --eval_frequency above 0: use last or loss")
         print("warning: --select test_map chooses the epoch by the labels of the test queries; do not "
               "compare its result with label-free methods", file=sys.stderr)
-    R = choose_R(args.R, dataset) if labelled else None
+    R = choose_R(args.R, dataset.labels[dataset.database]) if labelled else None
     output_dir = resolve_path(args.output_dir or f"runs/mrhash_{dataset.name.lower()}_{args.hash_bit}bit")
     settings = {**vars(args), "R": R, "fingerprint": dataset.fingerprint}
     log = Run(output_dir, "mrhash.pth", settings, args.resume, args.overwrite,

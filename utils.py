@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from distributed import rank
 from hamming import CodeError
 
 ROOT = Path(__file__).resolve().parent
@@ -94,7 +95,7 @@ def run(main: Callable[[], None]) -> int:
         return 130
     else:
         return 0
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {text}" if not rank() else f"rank {rank()}: error: {text}", file=sys.stderr)
     return 2
 
 
@@ -137,6 +138,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = ("cuda" if torch.cuda.is_available() else
                 "mps" if torch.backends.mps.is_available() else "cpu")
+    if name == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        # Each rank that torchrun starts on a machine takes another card, in turn if they are too few.
+        name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -154,8 +158,11 @@ def autocast(device: torch.device, enabled: bool) -> torch.autocast:
 
 
 def progress(items: Any, description: str, total: int | None = None) -> tqdm:
-    """A progress bar on stderr; silent when stderr is not a terminal and MRHASH_PROGRESS is unset."""
-    hidden = not (sys.stderr.isatty() or os.environ.get("MRHASH_PROGRESS"))
+    """A progress bar on stderr; silent when stderr is not a terminal and MRHASH_PROGRESS is unset.
+
+    Of the ranks that torchrun starts, only the first shows it.
+    """
+    hidden = not (sys.stderr.isatty() or os.environ.get("MRHASH_PROGRESS")) or bool(rank())
     return tqdm(items, desc=description, total=total, disable=hidden, leave=False, dynamic_ncols=True)
 
 

@@ -157,7 +157,7 @@ def main() -> None:
             raise InputError("--select test_map needs labels, and these images have none: use loss or last")
         print("warning: --select test_map chooses the epoch by the labels of the test queries, as published; "
               "do not compare its result with label-free methods", file=sys.stderr)
-    R = choose_R(args.R, dataset) if labelled else None
+    R = choose_R(args.R, dataset.labels[dataset.database]) if labelled else None
     output_dir = resolve_path(args.output_dir or f"runs/autoencoder_{dataset.name.lower()}")
     settings = {**vars(args), "encoder": encoder, "R": R, "fingerprint": dataset.fingerprint}
     log = Run(output_dir, "autoencoder.pth", settings, args.resume, args.overwrite,

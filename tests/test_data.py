@@ -420,7 +420,7 @@ def test_default_split_takes_the_published_queries_or_a_tenth(tmp_path, data_nam
     assert np.array_equal(dataset.train, dataset.database)
     rows = np.concatenate((dataset.database, dataset.query))
     assert np.array_equal(np.sort(rows), np.arange(2 * each + 7))  # disjoint, and nothing is left out
-    assert choose_R(None, dataset) == each - queries
+    assert choose_R(None, dataset.labels[dataset.database]) == each - queries
 
 
 def test_split_depends_on_the_seed_alone(eurosat):
@@ -445,8 +445,9 @@ def test_R_is_the_smallest_class_of_the_database(tmp_path):
                                    for number in range(count)]))
     dataset = pairs(tmp_path)
     assert np.bincount(dataset.labels[dataset.database]).tolist() == [28, 19, 23]
-    assert choose_R(None, dataset) == 19 and choose_R(70, dataset) == 70
-    complaint(lambda: choose_R(71, dataset), "71", "70")
+    labels = dataset.labels[dataset.database]
+    assert choose_R(None, labels) == 19 and choose_R(70, labels) == 70
+    complaint(lambda: choose_R(71, labels), "71", "70")
 
 
 # ------------------------------------------------------------------------ splits by list files

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -271,6 +272,108 @@ def test_stored_codes_are_evaluated_without_a_model(trained, tmp_path, capsys):
         assert json.loads((tmp_path / "results.json").read_text())["map"] == expected[key]
 
 
+def read_results(folder):
+    """results.json without what differs from run to run."""
+    return {key: value for key, value in json.loads((folder / "results.json").read_text()).items()
+            if key != "seconds"}
+
+
+def test_codes_of_any_kind_in_a_folder_are_evaluated_from_the_disk(trained, tmp_path, capsys):
+    folder, _ = trained
+    expected = read_results(folder / "mr")
+    with np.load(folder / "codes.npz") as codes:
+        content = {name: codes[name] for name in codes.files}
+    with zipfile.ZipFile(folder / "codes.npz") as archive:
+        archive.extractall(tmp_path / "unzipped")  # an .npz is a zip of .npy files
+    mapped = script_module("test.py").read_codes(tmp_path / "unzipped", None, None)
+    assert isinstance(mapped["database_codes"].base, np.memmap)
+    assert call(capsys, "test.py", "--codes", tmp_path / "unzipped")[0] == 0
+    assert read_results(tmp_path / "unzipped") == expected
+
+    (tmp_path / "unzipped" / "hash_bit.npy").unlink()
+    code, _, error = call(capsys, "test.py", "--codes", tmp_path / "unzipped")
+    assert code == 2 and "add --hash_bit" in error
+    assert call(capsys, "test.py", "--codes", tmp_path / "unzipped", "--hash_bit", 12, "--output_dir", tmp_path)[0] == 0
+    assert read_results(tmp_path) == expected
+
+    for kind, values in enumerate((lambda bits: 2.0 * bits - 1, lambda bits: bits.astype(bool))):
+        theirs = {name: values(hamming.unpack_codes(part, 12)) if name.endswith("_codes") else part
+                  for name, part in content.items() if name != "hash_bit"}
+        np.savez(tmp_path / "theirs.npz", **theirs)
+        code, _, error = call(capsys, "test.py", "--codes", tmp_path / "theirs.npz", "--output_dir",
+                              tmp_path / str(kind))
+        assert code == 0, error
+        assert read_results(tmp_path / str(kind)) == expected
+    theirs["query_codes"] = theirs["query_codes"] * 1.0
+    np.savez(tmp_path / "theirs.npz", **theirs)
+    code, _, error = call(capsys, "test.py", "--codes", tmp_path / "theirs.npz", "--output_dir", tmp_path / "f")
+    assert code == 2 and "query_codes" in error and "0.5" in error
+    assert call(capsys, "test.py", "--codes", tmp_path / "theirs.npz", "--output_dir", tmp_path / "f", "--T",
+                0.5)[0] == 0
+    assert read_results(tmp_path / "f") == expected
+
+
+def test_figures_and_their_numbers_agree_with_the_results(trained, tmp_path, capsys):
+    folder, _ = trained
+    results = read_results(folder / "mr")
+    code, out, _ = call(capsys, "test.py", "--codes", folder / "codes.npz", "--output_dir", tmp_path, "--figures",
+                        tmp_path / "figures")
+    assert code == 0 and "figures" in out
+    tables = {}
+    for name in ("precision_recall", "precision_at_rank", "ap_per_class"):
+        with open(tmp_path / "figures" / f"{name}.csv", newline="") as file:
+            tables[name] = list(csv.DictReader(file))
+        pixels = np.asarray(Image.open(tmp_path / "figures" / f"{name}.png").convert("L"))
+        assert pixels.min() < 60 and 0.5 < (pixels > 250).mean() < 0.999  # lines on white
+
+    by_radius = tables["precision_recall"]
+    assert [int(row["radius"]) for row in by_radius] == list(range(13))
+    assert float(by_radius[2]["precision"]) == pytest.approx(results["precision_radius2"])
+    assert float(by_radius[12]["recall"]) == pytest.approx(1) == float(by_radius[12]["answered"])
+    by_rank = {int(row["rank"]): row for row in tables["precision_at_rank"]}
+    for k in (1, 10):
+        assert float(by_rank[k]["precision"]) == pytest.approx(results["precision_at"][str(k)])
+    assert float(by_rank[results["R"]]["recall"]) == pytest.approx(results["recall"])
+    classes = tables["ap_per_class"]
+    assert [row["name"] for row in classes] == ["field", "sea", "town"]
+    weights = [int(row["queries"]) for row in classes]
+    assert sum(weights) == results["num_query"]
+    for column, key in (("ap", "map"), ("ap_min", "map_min"), ("ap_max", "map_max")):
+        assert np.average([float(row[column]) for row in classes], weights=weights) == pytest.approx(results[key])
+
+
+def test_figures_of_items_with_several_labels_count_a_query_in_each_of_its_classes(tmp_path):
+    from figures import classes_of, ranks_to_show, write_figures
+    labels = np.array([[1, 1, 0], [0, 1, 0]])
+    assert {k: v.tolist() for k, v in classes_of(labels).items()} == {0: [True, False], 1: [True, True]}
+    tables = hamming.Histograms(np.array([[2, 1], [1, 2]]), np.array([[1, 1], [1, 0]]))
+    write_figures(tables, 2, labels, None, tmp_path)
+    with open(tmp_path / "ap_per_class.csv", newline="") as file:
+        rows = [(row["name"], row["queries"], float(row["ap"])) for row in csv.DictReader(file)]
+    # First query, R = 2: a hit at rank 1 or 2, each 1/2, so (1 + 1/2) / 2; second: a hit at rank 1.
+    assert rows == [("class 0", "1", 0.75), ("class 1", "2", 0.875)]
+    assert ranks_to_show(5, 99) == [1, 2, 3, 4, 5]
+    assert ranks_to_show(10**6, 1900)[-1] == 10**6 and 1900 in ranks_to_show(10**6, 1900)
+
+
+def torchrun(ranks, *command):
+    return run_script("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks, *command)
+
+
+def test_ranks_of_torchrun_give_the_numbers_of_one_process(trained, tmp_path, capsys):
+    folder, _ = trained
+    call(capsys, "test.py", "--codes", folder / "codes.npz", "--output_dir", tmp_path, "--ties", "stable")
+    done = torchrun(2, "test.py", "--pretrain_path", folder / "mr" / "mrhash.pth", "--output_dir", tmp_path / "2",
+                    "--ties", "stable", "--save_codes", tmp_path / "codes.npz", "--batch_size", 4, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("results.json") == 1  # one rank speaks
+    assert read_results(tmp_path / "2") == read_results(tmp_path)
+    assert (tmp_path / "codes.npz").read_bytes() == (folder / "codes.npz").read_bytes()
+    done = torchrun(3, "test.py", "--codes", folder / "codes.npz", "--output_dir", tmp_path / "3")
+    assert done.returncode == 0, done.stderr
+    assert read_results(tmp_path / "3") == read_results(folder / "mr")
+
+
 def test_threshold_and_similarity_matrix_do_what_they_say(trained, tmp_path, capsys):
     folder, _ = trained
     model = ["--pretrain_path", folder / "mr" / "mrhash.pth", "--output_dir", tmp_path, *SMALL]
@@ -314,6 +417,12 @@ BAD = [
     ("test.py", ["--codes", "{tmp}/no.npz"], "no codes at"),
     ("test.py", ["--codes", "{codes}", "--picture", "{tmp}/p.png"], "--picture needs the images"),
     ("test.py", ["--codes", "{codes}", "--ties", "lucky"], "invalid choice: 'lucky'"),
+    ("test.py", ["--codes", "{codes}", "--R", "9999"], "larger than the database"),
+    ("test.py", ["--codes", "{codes}", "--hash_bit", "16"], "holds 12 bits"),
+    ("test.py", ["--codes", "{tmp}"], "has no database_codes"),
+    ("bench.py", ["ranking", "--sizes", "75000x64"], "DATABASExQUERIESxBITS"),
+    ("bench.py", ["ranking", "--folder", "{tmp}/none"], "not a folder"),
+    ("scripts/tie_orders.py", ["{tmp}/none.npz"], "no codes at"),
 ]
 
 
@@ -323,7 +432,7 @@ def test_bad_input_is_one_line_and_exit_code_2(trained, tmp_path, capsys, name, 
     (tmp_path / "text").write_text("no weights, no codes")
     places = {"tmp": tmp_path, "text": tmp_path / "text", "ae": folder / "ae" / "autoencoder.pth",
               "mr": folder / "mr" / "mrhash.pth", "codes": folder / "codes.npz"}
-    more = [] if "--device" in flags else SMALL
+    more = [] if "--device" in flags or name.startswith(("bench", "scripts")) else SMALL
     if name == "train.py" and "{ae}" in flags and "--model_type" not in flags:
         more = [*more, "--model_type", "resnet18", "--image_size", "32"]
         if "--weights" not in flags:
@@ -370,3 +479,49 @@ def test_the_results_script_fills_its_table_and_runs_no_cell_twice(tmp_path):
     again = run_script(*command)
     assert "+ python" not in again.stdout
     assert again.stdout.splitlines()[-8:] == first.stdout.splitlines()[-8:]
+
+
+def test_the_benchmark_compares_methods_that_do_the_same(tmp_path):
+    output = tmp_path / "ranking.json"
+    done = run_script("bench.py", "ranking", "--sizes", "800x16x64", "--repeat", 1, "--output", output)
+    assert done.returncode == 0, done.stderr
+    methods = json.loads(output.read_text())["sizes"]["800x16x64"]
+    assert list(methods) == ["matrix, argsort down the columns", "query by query, argsort", "ours",
+                             "ours, all of results.json", "ours, --ties stable", "distances alone"]
+    for runs in methods.values():
+        assert len(runs) == 1 and runs[0]["seconds"] > 0 and runs[0]["peak_mb"] > runs[0]["more_mb"] >= 0
+    assert done.stdout.count("| 800 x 16 x 64 |") == 6
+
+    bench = script_module("bench.py")
+    bench.write_codes(tmp_path, (800, 16, 64))
+    query, database = (np.load(tmp_path / f"{part}_codes.npy") for part in ("query", "database"))
+    distances = np.bitwise_count(query[:, None] ^ database).sum(2, dtype=int)
+    parts = bench.torch.get_num_threads()
+    assert methods["distances alone"][0]["value"] == sum(
+        part[:8].sum() for part in np.array_split(distances, parts))
+    bounds = {"map_min": 0.2, "map": 0.3, "map_max": 0.4}
+    bench._check("query by query, argsort", 0.25, bounds)
+    for name, value in (("query by query, argsort", 0.41), ("ours", 0.25)):
+        with pytest.raises(bench.InputError, match="one of the two is wrong"):
+            bench._check(name, value, bounds)
+
+
+def test_the_table_of_tie_orders_is_that_of_the_codes(trained, capsys):
+    folder, _ = trained
+    code, out, _ = call(capsys, "scripts/tie_orders.py", folder / "codes.npz")
+    assert code == 0
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines()[2:]]
+    rows = {name: cells for name, *cells in table}
+    results = read_results(folder / "mr")
+    assert rows["expected over all orders"] == [f"{results['map']:.3f}", f"{results['precision_at']['10']:.3f}"]
+    assert [rows[f"{which} order"][0] for which in ("worst", "best")] == [
+        f"{results[key]:.3f}" for key in ("map_min", "map_max")]
+    codes = np.load(folder / "codes.npz")
+    stable = hamming.evaluate(*(codes[name] for name in (
+        "query_codes", "database_codes", "query_labels", "database_labels")), 12, ties="stable")
+    assert rows["stable, database as stored"] == [f"{stable['map']:.3f}", f"{stable['precision_at']['10']:.3f}"]
+    backwards = hamming.evaluate(codes["query_codes"], codes["database_codes"][::-1], codes["query_labels"],
+                                 codes["database_labels"][::-1], 12, ties="stable")
+    assert rows["stable, database reversed"][0] == f"{backwards['map']:.3f}"
+    for name, cells in rows.items():
+        assert results["map_min"] - 1e-3 <= float(cells[0]) <= results["map_max"] + 1e-3, name

@@ -1,0 +1,114 @@
+"""What an evaluation looks like: three figures as PNG, and the numbers behind each as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+import hamming
+from utils import atomic_file
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    # repr of a float: the CSV holds every digit.
+    writer.writerows([value.item() if isinstance(value, np.generic) else value for value in row]
+                     for row in rows)
+    with atomic_file(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def _write_png(path: Path, figure: Figure) -> None:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):  # the one that comes with matplotlib
+        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    with atomic_file(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def _axes(width: float, height: float, title: str, x: str, y: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def ranks_to_show(number: int, R: int) -> list[int]:
+    """Ranks 1..number, evenly on a logarithmic axis and every one of the first ten; R is among them."""
+    spread = np.geomspace(1, number, 100).round().astype(int)
+    return sorted({*range(1, min(10, number) + 1), *spread.tolist(), min(R, number), number})
+
+
+def classes_of(labels: np.ndarray) -> dict[int, np.ndarray]:
+    """The queries of each class that has any: class number -> bool (Q,). Labels (Q,) or 0/1 (Q, C)."""
+    numbers = np.unique(labels) if labels.ndim == 1 else np.flatnonzero(np.any(labels, axis=0))
+    return {int(number): labels == number if labels.ndim == 1 else labels[:, number] != 0
+            for number in numbers}
+
+
+def write_figures(histograms: hamming.Histograms, R: int, query_labels: np.ndarray,
+                  class_names: Sequence[str] | None, folder: Path) -> None:
+    """precision_recall, precision_at_rank and ap_per_class, each .png and .csv, in `folder`.
+
+    Every value is the mean over queries of the expectation over all orders of tied items. A query that has
+    no item within a radius counts with precision 0 there; `answered` is the share of queries that have one.
+
+    Args:
+        query_labels: (Q,) or 0/1 (Q, C). class_names: by class number, where they are known.
+    """
+    number = int(histograms.items[0].sum())
+    bits = histograms.items.shape[1] - 1
+
+    precision, recall = (values.mean(axis=0) for values in hamming.precision_recall(histograms))
+    answered = (histograms.items.cumsum(axis=1) > 0).mean(axis=0)
+    _write_csv(folder / "precision_recall.csv", ("radius", "precision", "recall", "answered"),
+               zip(range(bits + 1), precision, recall, answered, strict=True))
+    ranks = ranks_to_show(number, R)
+    curves = hamming.precision_curve(histograms, ranks)
+    relevant = np.maximum(histograms.relevant.sum(axis=1), 1)
+    at_rank, recall_at_rank = curves.mean(axis=0), (curves * ranks / relevant[:, None]).mean(axis=0)
+    _write_csv(folder / "precision_at_rank.csv", ("rank", "precision", "recall"),
+               zip(ranks, at_rank, recall_at_rank, strict=True))
+
+    figure, axes = _axes(5, 4, f"Precision and recall, {bits} bits", "recall", "precision")
+    axes.plot(recall_at_rank, at_rank, label="the first k of the ranking")
+    axes.plot(recall, precision, ".", label="all within a Hamming radius")
+    if bits >= 2:
+        axes.plot(recall[2], precision[2], "o", fillstyle="none", label="radius 2")
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.legend()
+    _write_png(folder / "precision_recall.png", figure)
+
+    figure, axes = _axes(5, 4, f"Precision against rank, {bits} bits", "rank k", "precision at k")
+    axes.plot(ranks, at_rank)
+    axes.axvline(R, color="grey", linestyle="--", label=f"R = {R:,}")
+    axes.set(xscale="log", ylim=(0, 1.02))
+    axes.legend()
+    _write_png(folder / "precision_at_rank.png", figure)
+
+    values = [metric(histograms, R) for metric in (hamming.expected_ap, hamming.worst_ap, hamming.best_ap)]
+    rows = []
+    for label, queries in classes_of(np.asarray(query_labels)).items():
+        known = class_names is not None and 0 <= label < len(class_names)
+        rows.append((label, str(class_names[label]) if known else f"class {label}", int(queries.sum()),
+                     *(value[queries].mean() for value in values)))
+    _write_csv(folder / "ap_per_class.csv", ("class", "name", "queries", "ap", "ap_min", "ap_max"), rows)
+    figure, axes = _axes(6, 1.2 + 0.25 * len(rows), f"AP@{R:,} of each class, {bits} bits",
+                         "expected AP; the line goes from the worst to the best order of ties", "")
+    middle = np.array([row[3] for row in rows])
+    reach = np.abs(np.array([row[4:] for row in rows]).T - middle)
+    axes.barh([f"{row[1]} ({row[2]})" for row in rows], middle, xerr=reach, color="tab:blue", alpha=0.7,
+              error_kw={"elinewidth": 1, "ecolor": "black"})
+    axes.axvline(values[0].mean(), color="grey", linestyle="--")
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.02))
+    _write_png(folder / "ap_per_class.png", figure)
