@@ -3,7 +3,7 @@
 K-bit codes have only K + 1 distances, so a Hamming ranking is mostly ties and any sort breaks them
 by accident. Here a metric is the expectation over all orders of the tied items (or the best, the
 worst, the stable order), in float64 from two small integer tables per query. The file needs numpy
-and torch and nothing else: copy it and use it alone.
+2 and torch and nothing else: copy it and use it alone.
 
     import hamming
     query = hamming.pack_codes(query_outputs)               # floats (Q, K), bit = value >= 0

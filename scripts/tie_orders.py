@@ -48,8 +48,8 @@ def rows_of(content: dict) -> list[tuple[str, float, float]]:
     sorts = {
         "stable, database as stored": lambda row: np.argsort(row, kind="stable"),
         "stable, database reversed": lambda row: len(row) - 1 - np.argsort(row[::-1], kind="stable"),
-        "numpy's default sort, float32": np.argsort,
-        "numpy's default sort, int64": lambda row: np.argsort(row.astype(np.int64)),
+        "numpy's default sort of the distances": np.argsort,
+        "numpy's default sort of the similarities, read backwards": lambda row: np.argsort(-row)[::-1],
     }
     for seed in range(SHUFFLES):
         order = np.random.default_rng(seed).permutation(len(theirs))

@@ -354,12 +354,16 @@ def assert_tables(histograms, items, relevant):
     np.testing.assert_array_equal(histograms.relevant, relevant)
 
 
-@pytest.fixture(params=["words", "products"])
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+@pytest.fixture(params=["words", "cpu", pytest.param("cuda", marks=needs_cuda)])
 def counter(request, monkeypatch):
-    """Both ways of counting: the CPU's, and the one that every other device takes, here on the CPU."""
-    if request.param == "products":
+    """Both ways of counting: by words, and by products as on other devices, here on the CPU, too."""
+    if request.param != "words":
         monkeypatch.setattr(hamming, "_WordCounter", lambda codes, labels, bits, block:
-                            hamming._ProductCounter(codes, labels, bits, block, torch.device("cpu")))
+                            hamming._ProductCounter(codes, labels, bits, block,
+                                                    torch.device(request.param)))
 
 
 @pytest.mark.usefixtures("counter")
