@@ -71,9 +71,10 @@ def _ap(labels: np.ndarray, label: np.ndarray) -> float:
 
 
 def distances_alone(query: np.ndarray, database: np.ndarray) -> int:
-    """Every distance of packed 64-bit codes by XOR and popcount, on all threads; returns their sum.
+    """Every distance of packed 64-bit codes by XOR and popcount, on all threads: the floor.
 
-    The distances are used for nothing else: the floor for whatever looks at every pair.
+    Returns the sum over the first eight queries of each thread, to check that it does what it should; the
+    other distances are used for nothing.
     """
     query, database = query.view(np.uint64)[:, 0], database.view(np.uint64)[:, 0]
 
@@ -86,7 +87,7 @@ def distances_alone(query: np.ndarray, database: np.ndarray) -> int:
                 some = queries[start:start + shape[0], None]
                 here = slice(len(some)), slice(len(part))
                 np.bitwise_count(np.bitwise_xor(some, part, out=different[here]), out=distances[here])
-                if start == 0:  # so that the whole cannot be skipped, at next to no cost
+                if start == 0:
                     total += int(distances[here].sum())
         return total
 
@@ -126,7 +127,8 @@ def _methods(folder: Path, bits: int, R: int) -> dict[str, Callable[[], Callable
                      for name in ("query_codes", "database_codes", "query_labels", "database_labels"))
 
     def plain(function: Callable[..., float]) -> Callable[[], float]:
-        codes, labels = load(False)[:2], load(False)[2:]
+        arrays = load(False)
+        codes, labels = arrays[:2], arrays[2:]
         # As scripts of the field hold them: numbers, not bits.
         signs = [2 * hamming.unpack_codes(part, bits).astype(np.float32) - 1 for part in codes]
         hot = [np.eye(CLASSES, dtype=np.float32)[part] for part in labels]
@@ -175,7 +177,8 @@ def _memory(which: str) -> float:
 
 
 def _measure(name: str, folder: Path, bits: int, R: int) -> dict[str, float]:
-    """Run one method in this process: seconds, the value, MB at its peak and MB more than before it ran."""
+    """Run one method in this process: seconds, the value, MB at the process's peak, and how much more that is
+    than the process held, codes and libraries included, before the method ran."""
     method = _methods(folder, bits, R)[name]()
     torch.zeros(1) + 1  # starts what torch starts at first use
     before = _memory("now")
@@ -290,8 +293,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no GPU here")
-    if args.folder is not None and not Path(args.folder).is_dir():
-        raise InputError(f"--folder {args.folder} is not a folder")
+    if args.folder is not None:
+        args.folder = resolve_path(args.folder)
+        if not args.folder.is_dir():
+            raise InputError(f"--folder {args.folder} is not a folder")
     args.output = resolve_path(args.output)
     args.sizes = args.sizes or [_size(text) for text in RANKING_SIZES]
     for line in ranking(args):

@@ -15,13 +15,24 @@ import torch
 from torch import distributed
 
 
+def number_of_ranks() -> int:
+    # All that torchrun sets, because other programs set one or the other.
+    told = all(os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    return int(os.environ["WORLD_SIZE"]) if told else 1
+
+
 def rank() -> int:
     """This process's number, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ["RANK"]) if number_of_ranks() > 1 else 0
 
 
-def number_of_ranks() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+@contextlib.contextmanager
+def _meeting() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo's
+        raise ConnectionError(f"another rank ended or cannot be reached ({str(error).splitlines()[0][:120]}): "
+                              "see its message") from None
 
 
 @contextlib.contextmanager
@@ -32,12 +43,13 @@ def all_ranks() -> Iterator[None]:
         return
     # Tables travel, a few megabytes in main memory: gloo serves on every machine. Ranks may wait long for
     # the first one to decode images; one that died ends the job at once.
-    distributed.init_process_group("gloo", timeout=timedelta(days=1))
+    with _meeting():
+        distributed.init_process_group("gloo", timeout=timedelta(days=1))
     try:
         with open(os.devnull, "w") as nowhere:
             with contextlib.redirect_stdout(nowhere) if rank() else contextlib.nullcontext():
                 yield
-            distributed.barrier()
+            _barrier()
     finally:
         distributed.destroy_process_group()
 
@@ -49,9 +61,14 @@ def first_rank_first() -> Iterator[None]:
         yield
         return
     if rank():
-        distributed.barrier()
+        _barrier()
     yield
     if not rank():
+        _barrier()
+
+
+def _barrier() -> None:
+    with _meeting():
         distributed.barrier()
 
 
@@ -66,5 +83,6 @@ def sum_over_ranks(values: np.ndarray) -> np.ndarray:
     if number_of_ranks() == 1:
         return values
     total = torch.from_numpy(np.array(values))
-    distributed.all_reduce(total)
+    with _meeting():
+        distributed.all_reduce(total)
     return total.numpy()

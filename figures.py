@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from matplotlib.figure import Figure
 
 import hamming
 from utils import atomic_file
+
+MOST_BARS = 60  # more classes than this are in the CSV alone
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -29,7 +32,9 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
 
 def _write_png(path: Path, figure: Figure) -> None:
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):  # the one that comes with matplotlib
+    with warnings.catch_warnings(), matplotlib.rc_context({"font.family": "DejaVu Sans"}):
+        # The font that comes with matplotlib; names in other scripts are boxes in the PNG, whole in the CSV.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     with atomic_file(path) as file:
         file.write(buffer.getbuffer())
@@ -102,12 +107,18 @@ def write_figures(histograms: hamming.Histograms, R: int, query_labels: np.ndarr
         rows.append((label, str(class_names[label]) if known else f"class {label}", int(queries.sum()),
                      *(value[queries].mean() for value in values)))
     _write_csv(folder / "ap_per_class.csv", ("class", "name", "queries", "ap", "ap_min", "ap_max"), rows)
-    figure, axes = _axes(6, 1.2 + 0.25 * len(rows), f"AP@{R:,} of each class, {bits} bits",
+    shown = "each class"
+    if len(rows) > MOST_BARS:
+        shown = f"the {MOST_BARS} of {len(rows):,} classes where it is lowest"
+    rows = sorted(sorted(rows, key=lambda row: row[3])[:MOST_BARS])
+    figure, axes = _axes(6, 1.2 + 0.25 * len(rows), f"AP@{R:,} of {shown}, {bits} bits",
                          "expected AP; the line goes from the worst to the best order of ties", "")
-    middle = np.array([row[3] for row in rows])
+    middle, places = np.array([row[3] for row in rows]), range(len(rows))
     reach = np.abs(np.array([row[4:] for row in rows]).T - middle)
-    axes.barh([f"{row[1]} ({row[2]})" for row in rows], middle, xerr=reach, color="tab:blue", alpha=0.7,
+    axes.barh(places, middle, xerr=reach, color="tab:blue", alpha=0.7,
               error_kw={"elinewidth": 1, "ecolor": "black"})
+    # A dollar sign would start a formula.
+    axes.set_yticks(places, [f"{row[1]} ({row[2]})".replace("$", r"\$") for row in rows])
     axes.axvline(values[0].mean(), color="grey", linestyle="--")
     axes.invert_yaxis()
     axes.set(xlim=(0, 1.02))

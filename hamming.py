@@ -29,9 +29,10 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import pairwise
 from queue import Empty, SimpleQueue
@@ -58,14 +59,17 @@ def _require(condition: Any, message: str) -> None:
 
 
 def _array(values: Any) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    return np.asarray(values)
+    try:
+        if isinstance(values, torch.Tensor):
+            values = values.detach().cpu()
+            values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:  # rows of unequal length, a sparse tensor
+        raise CodeError(f"this is no plain array: {' '.join(str(error).split())}") from None
 
 
 def _integer(value: Any, what: str, least: int = 1, most: int = 2**62) -> int:
-    whole = hasattr(value, "__index__") and not isinstance(value, Array)
+    whole = hasattr(value, "__index__") and not isinstance(value, (Array, bool))
     _require(whole, f"{what} is {value!r}, expected a whole number.")
     value = operator.index(value)
     _require(value >= least, f"{what} is {value}, expected at least {least}.")
@@ -75,8 +79,10 @@ def _integer(value: Any, what: str, least: int = 1, most: int = 2**62) -> int:
 
 def _device(device: str | torch.device) -> torch.device:
     try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as error:
+        there = torch.zeros(1, device=device)
+        there.cpu()
+        return there.device
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise CodeError(f"device {device!r} cannot be used ({reason}): try 'cpu'.") from None
 
@@ -84,29 +90,32 @@ def _device(device: str | torch.device) -> torch.device:
 # ------------------------------------------------------------------------ codes and labels
 
 
-def pack_codes(values: Array, threshold: float = 0.0) -> np.ndarray:
+def pack_codes(
+    values: Array, threshold: float = 0.0, what: str = "values to pack"
+) -> np.ndarray:
     """Binarise values (N, K), 1 <= K <= 1024, and pack them: uint8 (N, ceil(K/8)).
 
     Floats and signed integers: bit = value >= threshold (the paper's h >= 0). bool and unsigned
     integers are bits already, must be 0 or 1, and ignore the threshold. The trap: 0/1 bits stored
     as floats or *signed* integers are all >= 0, and would all become 1; pass them as uint8 or bool.
+    `what` names the values in the message of a CodeError.
     """
     values = _array(values)
     kind, shape = values.dtype.kind, values.shape
     _require(len(shape) == 2 and 1 <= shape[1] <= MAX_BITS,
-             f"values to pack have shape {shape}, expected (N, K) with K from 1 to {MAX_BITS}.")
+             f"{what} have shape {shape}, expected (N, K) with K from 1 to {MAX_BITS}.")
     _require(kind in "fiub",
-             f"values to pack have type {values.dtype}, expected floats, integers or bools.")
+             f"{what} have type {values.dtype}, expected floats, integers or bools.")
     _require(threshold == threshold, "threshold is NaN, expected a number.")
     packed = np.empty((len(values), -(-shape[1] // 8)), np.uint8)
     for start in range(0, len(values), 65536):
         block = values[start : start + 65536]
         _require(kind != "f" or np.isfinite(block).all(),
-                 "values to pack contain NaN or infinity, expected finite numbers.")
+                 f"{what} contain NaN or infinity, expected finite numbers.")
         largest = block.max() if kind == "u" else 1
         _require(largest <= 1,
-                 f"unsigned values to pack go up to {largest}, expected bits 0 and 1: convert "
-                 "values that are not bits to a float or signed type, then the threshold applies.")
+                 f"{what}, unsigned, go up to {largest}, expected bits 0 and 1: convert values "
+                 "that are not bits to a float or signed type, then the threshold applies.")
         bits = block >= threshold if kind in "fi" else block != 0
         packed[start : start + 65536] = np.packbits(bits, axis=1)
     return packed
@@ -130,7 +139,8 @@ def check_codes(codes: Array, hash_bit: int, what: str = "codes") -> np.ndarray:
              f"{what} have shape {codes.shape}, expected (N, {width}) for {hash_bit} bits: check "
              "hash_bit, and pack bits with pack_codes.")
     # packbits fills the last byte up with zeros on the right.
-    _require(not (codes[:, -1] & ((1 << 8 * width - hash_bit) - 1)).any(),
+    padding = (1 << 8 * width - hash_bit) - 1
+    _require(not padding or not (codes[:, -1] & padding).any(),
              f"{what} have ones beyond bit {hash_bit}: the true hash_bit is larger, or they "
              "are not in numpy.packbits order.")
     return codes
@@ -144,45 +154,67 @@ def as_codes(
     uint8 (N, ceil(K/8)) is packed already and needs `hash_bit`; a packed array comes back as it is,
     memory-mapped if it was. Anything else is (N, K) and goes through `pack_codes`: bool or unsigned
     bits, or -1/+1 or real numbers with a threshold. `hash_bit` is only checked then. Raises
-    CodeError, `what` in it, also where the threshold would turn 0 and 1 into ones alike.
+    CodeError that names `what`, also where the threshold would turn 0 and 1 into ones alike.
     """
     values = _array(values)
+    if hash_bit is not None:
+        hash_bit = _integer(hash_bit, "hash_bit", most=MAX_BITS)
     _require(values.ndim == 2, f"{what} have shape {values.shape}, expected (N, bytes) or (N, K).")
     width = values.shape[1]
     if values.dtype == np.uint8:
         _require(hash_bit is not None,
                  f"{what} of type uint8 may be packed or not: say how many bits they have.")
-        if width != _integer(hash_bit, "hash_bit", most=MAX_BITS) or hash_bit == 1:
+        if width != hash_bit or hash_bit == 1:
             return check_codes(values, hash_bit, what), hash_bit
     _require(hash_bit in (None, width),
              f"{what} have shape {values.shape} and type {values.dtype}, expected (N, {hash_bit}) "
              f"for {hash_bit} bits, or packed uint8.")
-    if values.dtype.kind in "fi" and threshold <= 0:
-        some = values[:4096]
-        _require(not (some == 0).any() or ((some != 0) & (some != 1)).any(),
-                 f"{what} of type {values.dtype} hold 0 and 1, which are both >= {threshold:g}: "
-                 "store bits as uint8 or bool, or set the threshold to 0.5.")
-    return pack_codes(values, threshold), width
+    if values.dtype.kind in "fi" and threshold <= 0 and _are_bits(values):
+        raise CodeError(
+            f"{what} of type {values.dtype} hold nothing but 0 and 1, which are both >= "
+            f"{threshold:g}: store bits as uint8 or bool, or set the threshold to 0.5.")
+    return pack_codes(values, threshold, what), width
+
+
+def _are_bits(values: np.ndarray) -> bool:
+    """Whether all values are 0 or 1, and some 0; looks no further than the first that is neither.
+    """
+    zeros = False
+    for start in range(0, len(values), 4096):
+        block = values[start : start + 4096]
+        if ((block != 0) & (block != 1)).any():
+            return False
+        zeros = zeros or bool((block == 0).any())
+    return zeros
 
 
 def check_labels(labels: Array, n: int, what: str = "labels") -> np.ndarray:
     """Return labels as int64 (n,), or 0/1 labels of any type as bool (n, C); else CodeError."""
+    labels = check_label_type(labels, n, what)
+    if labels.ndim == 2:
+        _require(((labels == 0) | (labels == 1)).all(),
+                 f"{what} in two dimensions are not all 0 or 1: class numbers go in (N,).")
+        return labels.astype(bool)
+    _require(labels.dtype != np.uint64 or not (labels >= 2**63).any(),
+             f"{what} go beyond 2^63, expected class numbers of 64 bits with a sign.")
+    return labels.astype(np.int64)
+
+
+def check_label_type(labels: Array, n: int, what: str = "labels") -> np.ndarray:
+    """Return labels as numpy if shape and type are possible; reads none. Else CodeError."""
     labels = _array(labels)
     _require(labels.ndim in (1, 2) and len(labels) == n,
              f"{what} have shape {labels.shape}, expected ({n},) or ({n}, C): a row for each code.")
-    if labels.ndim == 2:
-        _require(((labels == 0) | (labels == 1)).all(),
-                 f"{what} of shape {labels.shape} are not all 0 or 1: class numbers go in ({n},).")
-        return labels.astype(bool)
-    _require(labels.dtype.kind in "iu",
-             f"{what} have type {labels.dtype}, expected integers ({n},) or 0/1 ({n}, C).")
-    return labels.astype(np.int64)
+    _require(labels.dtype.kind in ("iu" if labels.ndim == 1 else "biuf"),
+             f"{what} of shape {labels.shape} have type {labels.dtype}, expected integers (N,) or "
+             "0/1 (N, C).")
+    return labels
 
 
 def smallest_class(labels: Array) -> int:
     """Size of the smallest class that occurs in labels (N,) or 0/1 (N, C): the usual R."""
     labels, sizes = _array(labels), Counter()
-    check_labels(labels[:1] if labels.ndim else labels, min(1, labels.size), "labels")
+    check_label_type(labels, len(labels) if labels.ndim else 1)
     for start in range(0, len(labels), 65536):
         block = labels[start : start + 65536]
         block = check_labels(block, len(block), "labels")
@@ -237,9 +269,9 @@ class _Scratch:
         self._flat: dict[str, np.ndarray] = {}
 
     def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """An array of any content, the same memory whenever the name is the same."""
+        """An array of any content; the same name, always of one dtype, is the same memory."""
         size, flat = math.prod(shape), self._flat.get(name)
-        if flat is None or len(flat) < size or flat.dtype != dtype:
+        if flat is None or len(flat) < size:
             flat = self._flat[name] = np.empty(size, dtype)
         return flat[:size].reshape(shape)
 
@@ -274,16 +306,27 @@ class _Threads:
     core that another program has taken.
     """
 
+    _starting = threading.Lock()
+
     def __enter__(self) -> _Threads:
-        self._before = torch.get_num_threads()
-        count = min(16, self._before)  # Python runs between the operations, one thread at a time
-        self._scratch = [_Scratch() for _ in range(count)]
-        self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+        with self._starting:
+            wanted = torch.get_num_threads()
+            count = min(16, wanted)  # Python runs between the operations, one thread at a time
+            self._scratch = [_Scratch() for _ in range(count)]
+            self._pool = ThreadPoolExecutor(count)
+            together = threading.Barrier(count)
+
+            def one_thread() -> None:
+                torch.get_num_threads()  # has torch set this thread up, which it would do later
+                torch.set_num_threads(1)  # for this thread, and for those born from now on
+                together.wait(60)
+
+            wait([self._pool.submit(one_thread) for _ in range(count)])
+            torch.set_num_threads(wanted)  # for those born from now on
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(self._before)  # what threads born later start with
+        self._pool.shutdown()
 
     def each(self, work: Callable[[Any, _Scratch], None], jobs: Sequence[Any]) -> None:
         """Call work(job, scratch) for every job, in no particular order."""
@@ -291,19 +334,26 @@ class _Threads:
         for job in jobs:
             todo.put(job)
 
-        def drain(scratch: _Scratch) -> None:
+        def drop_the_rest() -> None:
             with contextlib.suppress(Empty):
                 while True:
-                    work(todo.get_nowait(), scratch)
+                    todo.get_nowait()
+
+        def drain(scratch: _Scratch) -> None:
+            try:
+                with contextlib.suppress(Empty):
+                    while True:
+                        work(todo.get_nowait(), scratch)
+            finally:
+                drop_the_rest()
 
         helpers = [self._pool.submit(drain, scratch) for scratch in self._scratch]
         try:
             for helper in helpers:
                 helper.result()
-        finally:  # after Ctrl-C, say, the others stop at their next job
-            with contextlib.suppress(Empty):
-                while True:
-                    todo.get_nowait()
+        finally:  # after an error or Ctrl-C: no job may be left with the scratch memory in hand
+            drop_the_rest()
+            wait(helpers)
 
 
 def _product(query: torch.Tensor, database: torch.Tensor) -> torch.Tensor:
@@ -334,7 +384,8 @@ class Histograms:
     relevant: np.ndarray
 
     def __post_init__(self) -> None:
-        shapes = np.shape(self.items), np.shape(self.relevant)
+        self.items, self.relevant = _array(self.items), _array(self.relevant)
+        shapes = self.items.shape, self.relevant.shape
         _require(len(shapes[0]) == 2 and shapes[0] == shapes[1],
                  f"histograms have shapes {shapes[0]} and {shapes[1]}, expected (Q, K+1) for both.")
 
@@ -363,7 +414,7 @@ class _WordCounter:
             self.labels = _label_words(labels)
         self.jobs = []
         for first in range(0, len(codes), block):
-            rows, runs = slice(first, min(first + block, len(codes))), []
+            rows, runs = slice(first, first + block), []
             if self.single:  # the rows of each class in the block
                 these = row_class[rows]
                 ends = [*(np.flatnonzero(np.diff(these)) + 1).tolist(), len(these)]
@@ -415,7 +466,7 @@ class _ProductCounter:
         self.start = torch.arange(self.block, device=device, dtype=torch.float32)[:, None] * bins
         self.table = torch.zeros(len(codes), bins, dtype=torch.int64, device=device)
 
-    def add(self, codes: np.ndarray, labels: np.ndarray, _: _Threads) -> None:
+    def add(self, codes: np.ndarray, labels: np.ndarray, _: None) -> None:
         signs = _signs(codes, self.hash_bit, self.device)
         labels = _label_tensor(labels, self.device)
         for first in range(0, len(self.table), self.block):
@@ -435,12 +486,13 @@ def _chunks(codes: Any, labels: Any, hash_bit: int, size: int) -> Iterator[tuple
     _require(isinstance(parts, Iterable) and not isinstance(parts, Array),
              "database labels are missing: give them, or give the database as an iterator of "
              "(codes, labels).")
-    for codes, labels in parts:
-        codes, labels = _array(codes), _array(labels)
+    for part in parts:
+        _require(isinstance(part, (tuple, list)) and len(part) == 2,
+                 f"the database yields a {type(part).__name__}, expected pairs (codes, labels).")
+        codes, labels = _array(part[0]), _array(part[1])
         # An empty slice checks shapes and types without reading a memory-mapped file.
         check_codes(codes[:0] if codes.ndim else codes, hash_bit, "database codes")
-        if labels.shape[:1] != codes.shape[:1]:
-            check_labels(labels, len(codes), "database labels")  # raises
+        check_label_type(labels, len(codes), "database labels")
         for start in range(0, len(codes), size):
             chunk = check_codes(codes[start : start + size], hash_bit, "database codes")
             yield chunk, check_labels(labels[start : start + size], len(chunk), "database labels")
@@ -458,19 +510,20 @@ def distance_histograms(
     Packed codes (Q, W) and (N, W), labels (Q,) and (N,), or 0/1 (Q, C) and (N, C). The database may
     be memory-mapped, or an iterator of (codes, labels) parts with `database_labels=None`. It is
     read once, `database_chunk` rows at a time, by as many threads as torch uses. Memory: the table,
-    32 Q (K+1) bytes while it is made, and for each of query_block x database_chunk pairs (default
-    32 x 16384, elsewhere than on the CPU 512 x 16384) some 15 bytes a thread. Nothing grows with N.
+    48 Q (K+1) bytes while it is made, and for each of query_block x database_chunk pairs (default
+    32 x 16384, elsewhere than on the CPU 512 x 16384) some 20 bytes a thread. Nothing grows with N.
     An empty database (N = 0, say a shard) gives zeros.
     """
     hash_bit, device = _integer(hash_bit, "hash_bit", most=MAX_BITS), _device(device)
     query_codes = check_codes(query_codes, hash_bit, "query codes")
     targets = check_labels(query_labels, len(query_codes), "query labels")
     chunk = _integer(database_chunk, "database_chunk")
-    usual = 32 if device.type == "cpu" else 512
+    on_cpu = device.type == "cpu"
+    usual = 32 if on_cpu else 512
     block = usual if query_block is None else _integer(query_block, "query_block")
     data = query_codes, targets, hash_bit, block
-    counter = _WordCounter(*data) if device.type == "cpu" else _ProductCounter(*data, device)
-    with _Threads() as threads:
+    counter = _WordCounter(*data) if on_cpu else _ProductCounter(*data, device)
+    with _Threads() if on_cpu else contextlib.nullcontext() as threads:
         for codes, labels in _chunks(database_codes, database_labels, hash_bit, chunk):
             _check_kinds(targets, labels)
             counter.add(codes, labels, threads)
@@ -486,8 +539,8 @@ def nearest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k <= N nearest database items of each query, exact, ties by database index.
 
-    Packed codes (Q, W) and (N, W); a memory-mapped database is read once, in chunks. Returns
-    indices int64 (Q, k) and distances int32 (Q, k), nearest first.
+    Packed codes (Q, W) and (N, W); a memory-mapped database is read once, in chunks. Runs on the
+    CPU. Returns indices int64 (Q, k) and distances int32 (Q, k), nearest first.
     """
     hash_bit = _integer(hash_bit, "hash_bit", most=MAX_BITS)
     query = _words(check_codes(query_codes, hash_bit, "query codes"))
@@ -498,7 +551,8 @@ def nearest(
     indices = [np.zeros(0, np.int64)] * count
     distances = [np.zeros(0, np.int16)] * count
 
-    def merge(rows: slice, scratch: _Scratch) -> None:
+    def merge(job: tuple[slice, int, np.ndarray], scratch: _Scratch) -> None:
+        rows, first, words = job
         keys = _keys(query[:, rows], words, 0, scratch)
         for row, new in zip(range(count)[rows], keys, strict=True):
             # What comes later in the database must be nearer than the last one to get in.
@@ -514,7 +568,7 @@ def nearest(
         for first in range(0, len(database_codes), _CHUNK):
             words = _words(check_codes(database_codes[first : first + _CHUNK], hash_bit,
                                        "database codes"))
-            threads.each(merge, [slice(a, a + 16) for a in range(0, count, 16)])
+            threads.each(merge, [(slice(a, a + 16), first, words) for a in range(0, count, 16)])
     return (np.concatenate([*indices, np.zeros(0, np.int64)]).reshape(count, k),
             np.concatenate([*distances, np.zeros(0, np.int16)]).astype(np.int32).reshape(count, k))
 
@@ -526,8 +580,9 @@ def stable_metrics(
     """Metrics of the order of `numpy.argsort(distances, kind="stable")`, each float64 (Q,).
 
     Inputs as `distance_histograms`, arrays only. `ap` (AP@R, published denominator), `ap_strict`,
-    `ap_all` (R = N), `recall` at R, and `precision_at_1`, `_10`, `_100`. Memory: the database's
-    codes once more, and for each thread some 20 bytes for each of the N items.
+    `ap_all` (R = N), `recall` at R, and `precision_at_1`, `_10`, `_100`. Runs on the CPU. Memory
+    for each of the N items: the code once more and 8 bytes (3 C with 0/1 labels), and for each
+    thread up to 26 bytes.
     """
     hash_bit, R = _integer(hash_bit, "hash_bit", most=MAX_BITS), _integer(R, "R")
     query = _words(check_codes(query_codes, hash_bit, "query codes"))
@@ -556,7 +611,7 @@ def stable_metrics(
         precisions, total = np.arange(1, len(ranks) + 1) / ranks, max(1, len(ranks))
         hits, *within = np.searchsorted(ranks, [R, 1, 10, 100], side="right").tolist()
         top = precisions[:hits].sum()
-        table[row] = (top / max(1, hits), top / min(R, number, total), precisions.sum() / total,
+        table[row] = (top / max(1, hits), top / min(R, total), precisions.sum() / total,
                       hits / total, *(h / min(k, number)
                                       for h, k in zip(within, (1, 10, 100), strict=True)))
 
@@ -854,7 +909,7 @@ def summarise(
     _require(ties in TIES, f"ties is {ties!r}, expected one of {', '.join(TIES)}.")
     _require(ties != "stable" or stable is not None,
              "ties is 'stable', which needs more than histograms: give stable_metrics.")
-    _require(len(histograms.items) and histograms.items.any(),
+    _require(histograms.items.any(),
              "there are no queries or no database items, expected at least one of each.")
     num_database = int(histograms.items[0].sum())
     worst, best = worst_ap(histograms, R), best_ap(histograms, R)
@@ -887,12 +942,13 @@ def evaluate(
 
     Inputs as `distance_histograms`, arrays only. R=None is the size of the smallest class in the
     database. `map` follows `ties`: expected | stable | min | max. With stable, map_strict, map_all,
-    recall and precision_at are of the stable ranking, too; with min and max they stay expectations.
+    recall and precision_at are of the stable ranking, too (found on the CPU, whatever the device);
+    with min and max they stay expectations.
     map_min, map_max, map_chance (random order) and precision_radius2 are the same for all.
     """
     _require(ties in TIES, f"ties is {ties!r}, expected one of {', '.join(TIES)}.")
     for what, codes in (("query", query_codes), ("database", database_codes)):
-        _require(np.size(codes), f"there are no {what} codes, expected at least one.")
+        _require(_array(codes).size, f"there are no {what} codes, expected at least one.")
     data = query_codes, database_codes, query_labels, database_labels, hash_bit
     R = smallest_class(database_labels) if R is None else _integer(R, "R")
     histograms = distance_histograms(*data, device=device)

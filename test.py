@@ -14,7 +14,6 @@ import argparse
 import io
 import sys
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,6 +112,7 @@ def hash_dataset(args: argparse.Namespace, device: Any) -> tuple[dict[str, Any],
 
 
 NEEDED = ("database_codes", "query_codes", "database_labels", "query_labels")
+OPTIONAL = ("hash_bit", "database_paths", "query_paths", "class_names")
 
 
 def read_codes(path: Path, hash_bit: int | None, threshold: float | None) -> dict[str, Any]:
@@ -125,41 +125,55 @@ def read_codes(path: Path, hash_bit: int | None, threshold: float | None) -> dic
         the arrays, with packed `database_codes` and `query_codes` and `hash_bit` a plain int.
     Raises:
         InputError: not such a file, an array is missing, or the bits differ.
-        CodeError: codes of an impossible shape or type.
+        CodeError: codes or labels of an impossible shape or type.
     """
+    if not path.exists():
+        raise InputError(f"no codes at {path}: expected an .npz as written by test.py --save_codes, or a folder "
+                         "of .npy files")
+    if path.suffix == ".npy":
+        raise InputError(f"{path} is one array: give the folder that holds {', '.join(NEEDED)} as .npy files, or "
+                         "an .npz")
+    place = path
     content: dict[str, Any] = {}
     try:
         if path.is_dir():
-            for file in sorted(path.glob("*.npy")):
-                # A single value (hash_bit.npy) cannot be mapped by every numpy.
-                mapped = np.load(file, mmap_mode="r", allow_pickle=False)
-                content[file.stem] = mapped if mapped.ndim else np.array(mapped)
-        elif path.is_file():
-            with np.load(path, allow_pickle=False) as archive:
-                content = {name: archive[name] for name in archive.files}
+            for name in (*NEEDED, *OPTIONAL):
+                place = path / f"{name}.npy"
+                if place.exists():
+                    content[name] = np.load(place, mmap_mode="r", allow_pickle=False)
         else:
-            raise InputError(f"no codes at {path}: expected an .npz as written by test.py --save_codes, or a "
-                             "folder of .npy files")
-    except InputError:
-        raise
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        kind = "a folder of whole .npy files" if path.is_dir() else "a whole .npz"
-        raise InputError(f"{path} is not {kind} of plain arrays ({error})") from None
+            with np.load(path, allow_pickle=False) as archive:
+                content = {name: archive[name] for name in (*NEEDED, *OPTIONAL) if name in archive}
+        if not all(isinstance(array, np.ndarray) for array in content.values()):
+            raise ValueError("an entry is no array")
+    except Exception as error:  # numpy, zipfile and zlib raise many kinds for a damaged or foreign file
+        reason = " ".join(str(error).split(". ")[0].split())
+        kind = "a whole .npy" if path.is_dir() else "a whole .npz of plain arrays"
+        raise InputError(f"{place} is not {kind} ({reason})") from None
     missing = [name for name in NEEDED if name not in content]
     if missing:
         raise InputError(f"{path} has no {', '.join(missing)}: expected {', '.join(NEEDED)}")
+    if "class_names" in content and (content["class_names"].ndim != 1 or content["class_names"].dtype.kind != "U"):
+        raise InputError(f"{path}: class_names are {content['class_names'].dtype} of shape "
+                         f"{content['class_names'].shape}, expected one text for each class")
     stored = content.get("hash_bit")
     if stored is not None:
-        if stored.size != 1 or not np.issubdtype(stored.dtype, np.integer):
+        if stored.size != 1 or stored.dtype.kind not in "iu":
             raise InputError(f"{path}: hash_bit is {stored!r}, expected one integer")
         stored = int(stored.reshape(()))
         if hash_bit not in (None, stored):
             raise InputError(f"--hash_bit {hash_bit} contradicts {path}, which holds {stored} bits")
     hash_bit = stored if stored is not None else hash_bit
-    for name in ("database_codes", "query_codes"):
-        if hash_bit is None and content[name].dtype == np.uint8:
+    for part in ("database", "query"):
+        codes = content[f"{part}_codes"]
+        if codes.dtype.kind in "bu" and threshold is not None:
+            raise InputError(f"--T is for codes of real numbers, and those of {path} are bits ({codes.dtype}): "
+                             "leave it out")
+        if hash_bit is None and codes.dtype == np.uint8:
             raise InputError(f"{path} does not say how many bits its codes have: add --hash_bit")
-        content[name], hash_bit = hamming.as_codes(content[name], hash_bit, threshold or 0.0, name)
+        content[f"{part}_codes"], hash_bit = hamming.as_codes(codes, hash_bit, threshold or 0.0, f"{part}_codes")
+        # All of them, before a rank looks at its part alone.
+        hamming.check_label_type(content[f"{part}_labels"], len(codes), f"{part}_labels")
     content["hash_bit"] = hash_bit
     return content
 
@@ -227,7 +241,12 @@ def evaluate(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
     started = time.time()
     dataset = None
-    if args.codes:
+    for flag, is_folder in (("output_dir", True), ("figures", True), ("save_codes", False), ("picture", False)):
+        path = getattr(args, flag) and resolve_path(getattr(args, flag))
+        if path and path.exists() and path.is_dir() != is_folder:
+            found, wanted = ("a file", "a folder") if is_folder else ("a folder", "a file")
+            raise InputError(f"--{flag} {path} is {found}, expected {wanted}")
+    if args.codes is not None:
         if args.picture:
             raise InputError("--picture needs the images: use it with --pretrain_path")
         path = resolve_path(args.codes)

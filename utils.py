@@ -78,10 +78,11 @@ def non_negative_float(text: str) -> float:
     return value
 
 
-def run(main: Callable[[], None]) -> int:
+def run(main: Callable[[], None], resumable: bool = False) -> int:
     """Call `main`; turn what the user can mend into one line on stderr and exit code 2.
 
-    Returns 0, 2 (bad input, or the system refused a file), or 130 (Ctrl-C).
+    Returns 0, 2 (bad input, or the system refused a file), or 130 (Ctrl-C; a `resumable` script then says how
+    to go on).
     """
     try:
         main()
@@ -90,8 +91,8 @@ def run(main: Callable[[], None]) -> int:
     except torch.OutOfMemoryError:
         text = "the device is out of memory: lower --batch_size or --image_size, or try --amp"
     except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on from the last finished epoch",
-              file=sys.stderr)
+        print("interrupted" + ("; the same command with --resume goes on from the last finished epoch"
+                               if resumable else ""), file=sys.stderr)
         return 130
     else:
         return 0

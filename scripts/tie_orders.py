@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hamming
 from test import read_codes
-from utils import ArgumentParser, resolve_path, run
+from utils import ArgumentParser, InputError, resolve_path, run
 
 SHUFFLES = 3
 
@@ -37,10 +37,12 @@ def rows_of(content: dict) -> list[tuple[str, float, float]]:
     query, database = (2 * hamming.unpack_codes(content[f"{part}_codes"], bits).astype(np.float32) - 1
                        for part in ("query", "database"))
     own, theirs = content["query_labels"], content["database_labels"]
+    histograms = hamming.distance_histograms(content["query_codes"], content["database_codes"], own, theirs, bits)
+    R = hamming.smallest_class(theirs)
+    if not len(own):
+        raise InputError("there are no queries in the codes, expected at least one")
     relevant = own[:, None] == theirs if own.ndim == 1 else own.astype(float) @ theirs.T > 0
     distances = (bits - query @ database.T) / 2
-    R = hamming.smallest_class(theirs)
-    histograms = hamming.distance_histograms(content["query_codes"], content["database_codes"], own, theirs, bits)
     at_10 = float(hamming.precision_at(histograms, 10).mean())
     rows = [("expected over all orders", float(hamming.expected_ap(histograms, R).mean()), at_10),
             ("worst order", float(hamming.worst_ap(histograms, R).mean()), float("nan")),

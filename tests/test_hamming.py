@@ -1,6 +1,9 @@
 """hamming.py against plain, independent code: fractions and enumeration of every order of ties."""
 
+import threading
+import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import cache
 from itertools import combinations, product
@@ -250,6 +253,8 @@ def test_precision_and_recall_by_radius_and_by_rank():
     ranks = [1, 2, 3, 5, 6, 7, 20]
     curve = hamming.precision_curve(histograms, ranks)
     np.testing.assert_allclose(curve[0], [1 / 2, 1 / 2, (1 + 1 / 3) / 3, 2 / 5, 2 / 6, 2 / 7, 2 / 7])
+    empty = hamming.distance_histograms(C, C[:0], L, L[:0], 16)
+    np.testing.assert_array_equal(hamming.precision_curve(empty, [1, 2]), np.zeros((3, 2)))
     tables = as_histograms(TABLES)
     for column, k in enumerate(ranks):
         np.testing.assert_allclose(hamming.precision_curve(tables, ranks)[:, column],
@@ -298,7 +303,9 @@ def test_anyones_codes_become_packed_ones(bits):
     packed = np.packbits(truth, axis=1)
     signs = 2.0 * truth - 1
     for codes in (packed, *([truth] if bits > 1 else [])):
-        np.testing.assert_array_equal(hamming.as_codes(codes, bits)[0], packed)
+        got, found = hamming.as_codes(codes, bits)
+        np.testing.assert_array_equal(got, packed)
+        assert found == bits
     for codes in (signs, signs.astype(np.int8), signs * 0.3, torch.from_numpy(signs), truth == 1,
                   truth.astype(np.uint16)):
         got, found = hamming.as_codes(codes)
@@ -306,6 +313,9 @@ def test_anyones_codes_become_packed_ones(bits):
         assert found == bits and got.dtype == np.uint8
         np.testing.assert_array_equal(hamming.as_codes(codes, bits)[0], packed)
     np.testing.assert_array_equal(hamming.as_codes(truth * 1.0, threshold=0.5)[0], packed)
+    halves = truth * 0.5 + (np.arange(bits) == 0) * 0.5  # 0, 1/2 and 1: no bits, and all >= 0
+    if bits > 1:
+        assert (hamming.unpack_codes(hamming.as_codes(halves)[0], bits) == 1).all()
     np.testing.assert_array_equal(hamming.as_codes(np.ones((3, bits)))[0], np.repeat(packed[:1], 3, 0))
 
 
@@ -428,17 +438,70 @@ def test_any_number_of_threads_gives_the_same_and_leaves_torch_as_it_was(threads
     np.testing.assert_allclose(stable["ap"], hamming.ranked_ap(ranked, 20), rtol=1e-13)
 
 
-def test_counting_leaves_torch_and_the_barriers_of_its_threads_alone():
-    """Inside a job torch has one thread: a bincount of a large block must not call a team."""
-    seen = []
+@pytest.fixture
+def three_threads():
     before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        with hamming._Threads() as pool:
-            pool.each(lambda job, scratch: seen.append(torch.get_num_threads()), range(9))
-    finally:
-        torch.set_num_threads(before)
-    assert seen == [1] * 9
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def threads_of_a_new_thread():
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_jobs_run_side_by_side_with_one_thread_of_torch_each():
+    """A bincount of a large block must not call a team of threads; three jobs wait for each other."""
+    seen, together = [], threading.Barrier(3)
+
+    def job(number, scratch):
+        together.wait(20)
+        torch.zeros(10**6).sum()  # torch sets a thread up at its first parallel work
+        seen.append((torch.get_num_threads(), id(scratch)))
+
+    with hamming._Threads() as pool:
+        assert threads_of_a_new_thread() == 3
+        pool.each(job, range(9))
+    assert [count for count, _ in seen] == [1] * 9
+    assert len({scratch for _, scratch in seen}) == 3
+    assert torch.get_num_threads() == threads_of_a_new_thread() == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_calls_that_overlap_leave_torch_as_it_was():
+    data, distances, relevance = make_data(33)
+    inside = threading.Barrier(2)
+
+    def parts(wait_for):
+        inside.wait(20)  # both are counting
+        time.sleep(wait_for)
+        yield data[1], data[3]
+
+    def call(wait_for):
+        return hamming.distance_histograms(data[0], parts(wait_for), data[2], None, 33)
+
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(call, (0.05, 0.2)):
+            assert_tables(found, *plain_tables(distances, relevance, 33))
+    assert threads_of_a_new_thread() == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_after_an_error_in_one_job_the_others_are_dropped():
+    done = []
+
+    def job(number, scratch):
+        hamming._require(number, "the first job fails.")
+        time.sleep(0.01)
+        done.append(number)
+
+    with hamming._Threads() as pool:
+        with pytest.raises(CodeError, match="the first job fails"):
+            pool.each(job, range(1000))
+        pool.each(job, range(1, 4))  # and the threads are there for the next ones
+    assert len(done) < 100 and sorted(done[-3:]) == [1, 2, 3]
 
 
 def test_histograms_take_tensors_and_other_label_types():
@@ -546,6 +609,15 @@ def test_stable_order_is_numpys(bits, multi):
     data, distances, relevance = make_data(bits, multi=multi)
     for R in (1, 17, 60, 1000):
         assert_stable(data, distances, relevance, bits, R)
+
+
+def test_stable_order_of_far_items_with_wide_codes():
+    # Distances 256 and 0 are one and the same in 8 bits.
+    database = np.array([[255] * 32, [0] * 32, [255] * 32], np.uint8)
+    query, labels = np.zeros((1, 32), np.uint8), np.array([0, 1, 0])
+    assert hamming.stable_metrics(query, database, [1], labels, 256, 3)["ap"] == [1]
+    assert hamming.stable_metrics(query, database, [0], labels, 256, 3)["ap"] == [
+        pytest.approx((1 / 2 + 2 / 3) / 2)]
 
 
 def test_explicit_orders_over_chunks_of_the_database():
@@ -757,7 +829,22 @@ evaluate, count = hamming.evaluate, hamming.distance_histograms
         (lambda: hamming.as_codes(C, 17, what="my codes"), r"my codes have shape .*\(N, 3\)"),
         (lambda: hamming.as_codes(C + 2, 2), "up to 2, expected bits"),
         (lambda: hamming.as_codes(C * 1.0, 16), r"expected \(N, 16\) for 16 bits, or packed uint8"),
-        (lambda: hamming.as_codes(np.eye(2)), "hold 0 and 1, which are both >= 0"),
+        (lambda: hamming.as_codes(np.eye(2)), "nothing but 0 and 1, which are both >= 0"),
+        (lambda: hamming.as_codes(np.eye(2, dtype=int)), "nothing but 0 and 1"),
+        (lambda: hamming.as_codes(np.where(np.arange(9000) < 8900, 1.0, 0.0)[:, None]),
+         "nothing but 0 and 1"),
+        (lambda: hamming.as_codes(np.zeros((2, 250), np.uint8), 2000), "at most 1024"),
+        (lambda: hamming.as_codes(C * 1.0, True), "hash_bit is True, expected a whole number"),
+        (lambda: hamming.as_codes(C * np.nan, what="my codes"), "my codes contain NaN"),
+        (lambda: hamming.check_labels([[1], [1, 2]], 2), "no plain array"),
+        (lambda: hamming.check_labels(np.full(3, 2**64 - 1, np.uint64), 3), "go beyond 2.63"),
+        (lambda: hamming.check_labels(np.zeros((3, 2), complex), 3), "type complex128, expected int"),
+        (lambda: count(C, iter([C]), L, None, 16), "yields a ndarray, expected pairs"),
+        (lambda: count(C, np.zeros((0, 3), np.uint8), L, L[:0], 16), r"database codes have shape"),
+        (lambda: count(C, np.zeros((10, 2), np.uint8), L, np.zeros(15, int), 16, database_chunk=10),
+         "database labels have shape .15,., expected .10,."),
+        (lambda: count(C, C, L, L, 16, device="meta"), "try 'cpu'"),
+        (lambda: evaluate(torch.zeros(0, 2, dtype=torch.uint8), C, L[:0], L, 16), "no query codes"),
         (lambda: hamming.as_codes(C[0]), r"expected \(N, bytes\) or \(N, K\)"),
         (lambda: hamming.ranked_ap(C, 2, strict=True), "num_relevant is missing"),
         (lambda: hamming.ranked_ap(L, 2), r"relevance has shape \(3,\)"),

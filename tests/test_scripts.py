@@ -304,13 +304,60 @@ def test_codes_of_any_kind_in_a_folder_are_evaluated_from_the_disk(trained, tmp_
                               tmp_path / str(kind))
         assert code == 0, error
         assert read_results(tmp_path / str(kind)) == expected
-    theirs["query_codes"] = theirs["query_codes"] * 1.0
+    theirs |= {name: theirs[name] * 1.0 for name in ("database_codes", "query_codes")}
     np.savez(tmp_path / "theirs.npz", **theirs)
     code, _, error = call(capsys, "test.py", "--codes", tmp_path / "theirs.npz", "--output_dir", tmp_path / "f")
-    assert code == 2 and "query_codes" in error and "0.5" in error
+    assert code == 2 and "database_codes of type float64 hold nothing but 0 and 1" in error
     assert call(capsys, "test.py", "--codes", tmp_path / "theirs.npz", "--output_dir", tmp_path / "f", "--T",
                 0.5)[0] == 0
     assert read_results(tmp_path / "f") == expected
+
+
+@pytest.mark.parametrize("how", ["npz", "folder"])
+@pytest.mark.parametrize(("change", "message"), [
+    ({"database_labels": np.arange(40)}, "database_labels have shape (40,), expected (39,)"),
+    ({"database_labels": np.array(3)}, "database_labels have shape ()"),
+    ({"query_labels": np.zeros(3)}, "query_labels of shape (3,) have type float64"),
+    ({"query_labels": np.zeros((3, 2), [("a", int)])}, "query_labels of shape (3, 2) have type"),
+    ({"database_labels": np.ones((39, 3))}, "(3,) and database labels (39, 3)"),
+    ({"hash_bit": np.array(12, "m8[s]")}, "expected one integer"),
+    ({"hash_bit": np.array([12, 12])}, "expected one integer"),
+    ({"hash_bit": np.array(20)}, "database_codes have shape (39, 2), expected (N, 3) for 20 bits"),
+    ({"query_codes": np.zeros((3, 2), complex)}, "query_codes have shape (3, 2) and type complex128"),
+    ({"query_codes": np.full((3, 12), np.nan)}, "query_codes contain NaN"),
+    ({"query_codes": np.zeros((0, 2), np.uint8), "query_labels": np.zeros(0, int)}, "no queries"),
+    ({"class_names": np.array("field")}, "expected one text for each class"),
+    ({"database_codes": np.array([object()])}, "bject"),
+])
+def test_stored_codes_that_cannot_be_are_one_sentence(trained, tmp_path, capsys, change, message, how):
+    with np.load(trained[0] / "codes.npz") as codes:
+        content = {name: codes[name] for name in codes.files} | change
+    np.savez(tmp_path / "codes.npz", **content, file_=np.zeros(1))
+    path = tmp_path / "codes.npz"
+    if how == "folder":
+        path = tmp_path / "folder"
+        zipfile.ZipFile(tmp_path / "codes.npz").extractall(path)
+    code, _, error = call(capsys, "test.py", "--codes", path, "--output_dir", tmp_path / "out")
+    assert code == 2 and message in error and len(error.splitlines()) == 1, error
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_damaged_files_of_codes_are_one_sentence(trained, tmp_path, capsys):
+    with np.load(trained[0] / "codes.npz") as codes:
+        np.savez_compressed(tmp_path / "codes.npz", **{name: codes[name] for name in codes.files})
+    whole = (tmp_path / "codes.npz").read_bytes()
+    for place in range(0, len(whole), len(whole) // 40):
+        (tmp_path / "codes.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1:])
+        code, _, error = call(capsys, "test.py", "--codes", tmp_path / "codes.npz", "--output_dir", tmp_path / "out")
+        assert code in (0, 2) and len(error.splitlines()) == code // 2, (place, error)
+        (tmp_path / "codes.npz").write_bytes(whole[:place])
+        code, _, error = call(capsys, "test.py", "--codes", tmp_path / "codes.npz", "--output_dir", tmp_path / "out")
+        assert code == 2 and "is not a whole .npz" in error and len(error.splitlines()) == 1, (place, error)
+    for header in (b"\x93NUMPY\x01\x00v\x00((((", b"\x93NUMPY\x01\x00F\x00" + (
+            b"{'descr': '<f8', 'fortran_order': False, 'shape': (%d, 2)}" % 10**30).ljust(69) + b"\n", b""):
+        (tmp_path / "database_codes.npy").write_bytes(header)
+        code, _, error = call(capsys, "test.py", "--codes", tmp_path)
+        assert code == 2 and "database_codes.npy is not a whole .npy" in error and len(error.splitlines()) == 1
 
 
 def test_figures_and_their_numbers_agree_with_the_results(trained, tmp_path, capsys):
@@ -352,6 +399,11 @@ def test_figures_of_items_with_several_labels_count_a_query_in_each_of_its_class
         rows = [(row["name"], row["queries"], float(row["ap"])) for row in csv.DictReader(file)]
     # First query, R = 2: a hit at rank 1 or 2, each 1/2, so (1 + 1/2) / 2; second: a hit at rank 1.
     assert rows == [("class 0", "1", 0.75), ("class 1", "2", 0.875)]
+    # Many classes: all in the CSV, the lowest in the picture; names that are no text to matplotlib.
+    many = hamming.Histograms(np.tile([[2, 1]], (70, 1)), np.tile([[1, 1]], (70, 1)))
+    write_figures(many, 2, np.arange(70), ["$x^{$", "\u6c34"] * 35, tmp_path / "many")
+    assert len((tmp_path / "many" / "ap_per_class.csv").read_text().splitlines()) == 71
+    assert Image.open(tmp_path / "many" / "ap_per_class.png").height < 3000
     assert ranks_to_show(5, 99) == [1, 2, 3, 4, 5]
     assert ranks_to_show(10**6, 1900)[-1] == 10**6 and 1900 in ranks_to_show(10**6, 1900)
 
@@ -372,6 +424,48 @@ def test_ranks_of_torchrun_give_the_numbers_of_one_process(trained, tmp_path, ca
     done = torchrun(3, "test.py", "--codes", folder / "codes.npz", "--output_dir", tmp_path / "3")
     assert done.returncode == 0, done.stderr
     assert read_results(tmp_path / "3") == read_results(folder / "mr")
+
+
+def test_a_rank_that_fails_ends_the_others_with_a_sentence(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import numpy as np
+from distributed import all_ranks, rank, sum_over_ranks
+from utils import InputError, run
+
+def main():
+    with all_ranks():
+        print("spoken by", rank())
+        if rank() == 1:
+            raise InputError("rank 1 found nothing")
+        sum_over_ranks(np.arange(3))
+
+sys.exit(run(main))
+""")
+    done = torchrun(2, script)
+    assert done.returncode != 0
+    assert done.stdout.splitlines() == ["spoken by 0"]
+    assert "rank 1: error: rank 1 found nothing" in done.stderr
+    assert "RuntimeError" not in done.stderr
+
+
+def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch):
+    import distributed
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("RANK", "3")
+    assert (distributed.rank(), distributed.number_of_ranks()) == (0, 1)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "1234")
+    assert (distributed.rank(), distributed.number_of_ranks()) == (3, 8)
+    parts = []
+    for number in range(8):
+        monkeypatch.setenv("RANK", str(number))
+        parts += range(21)[distributed.own_part(21)]
+    assert parts == list(range(21))
 
 
 def test_threshold_and_similarity_matrix_do_what_they_say(trained, tmp_path, capsys):
@@ -420,6 +514,10 @@ BAD = [
     ("test.py", ["--codes", "{codes}", "--R", "9999"], "larger than the database"),
     ("test.py", ["--codes", "{codes}", "--hash_bit", "16"], "holds 12 bits"),
     ("test.py", ["--codes", "{tmp}"], "has no database_codes"),
+    ("test.py", ["--codes", ""], "has no database_codes"),
+    ("test.py", ["--codes", "{codes}", "--T", "0.5"], "--T is for codes of real numbers"),
+    ("test.py", ["--codes", "{codes}", "--figures", "{text}"], "--figures"),
+    ("test.py", ["--codes", "{codes}", "--save_codes", "{tmp}"], "is a folder, expected a file"),
     ("bench.py", ["ranking", "--sizes", "75000x64"], "DATABASExQUERIESxBITS"),
     ("bench.py", ["ranking", "--folder", "{tmp}/none"], "not a folder"),
     ("scripts/tie_orders.py", ["{tmp}/none.npz"], "no codes at"),
