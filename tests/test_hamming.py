@@ -490,15 +490,17 @@ def test_calls_that_overlap_leave_torch_as_it_was():
 
 @pytest.mark.usefixtures("three_threads")
 def test_after_an_error_in_one_job_the_others_are_dropped():
-    done = []
+    done, first = [], []
 
     def job(number, scratch):
-        hamming._require(number, "the first job fails.")
+        first.append(scratch)
+        # All but one thread fail, so the one that is waited for must hear of it.
+        hamming._require(scratch is first[0] or number < 10, "this job fails.")
         time.sleep(0.01)
         done.append(number)
 
     with hamming._Threads() as pool:
-        with pytest.raises(CodeError, match="the first job fails"):
+        with pytest.raises(CodeError, match="this job fails"):
             pool.each(job, range(1000))
         pool.each(job, range(1, 4))  # and the threads are there for the next ones
     assert len(done) < 100 and sorted(done[-3:]) == [1, 2, 3]
@@ -832,6 +834,8 @@ evaluate, count = hamming.evaluate, hamming.distance_histograms
         (lambda: hamming.as_codes(np.eye(2)), "nothing but 0 and 1, which are both >= 0"),
         (lambda: hamming.as_codes(np.eye(2, dtype=int)), "nothing but 0 and 1"),
         (lambda: hamming.as_codes(np.where(np.arange(9000) < 8900, 1.0, 0.0)[:, None]),
+         "nothing but 0 and 1"),
+        (lambda: hamming.as_codes(np.where(np.arange(9000) < 100, 0.0, 1.0)[:, None]),
          "nothing but 0 and 1"),
         (lambda: hamming.as_codes(np.zeros((2, 250), np.uint8), 2000), "at most 1024"),
         (lambda: hamming.as_codes(C * 1.0, True), "hash_bit is True, expected a whole number"),
