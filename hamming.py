@@ -920,9 +920,8 @@ def summarise(
                   "ap_all": expected_ap(histograms, num_database),
                   "recall": recall_at(histograms, R),
                   **{f"precision_at_{k}": precision_at(histograms, k) for k in (1, 10, 100)}}
-        values["ap"] = {"min": worst, "max": best}.get(ties)
-        if ties == "expected":
-            values["ap"] = expected_ap(histograms, R)
+        values["ap"] = (worst if ties == "min" else best if ties == "max"
+                        else expected_ap(histograms, R))
     mean = {name: float(value.mean()) for name, value in values.items()}
     return {
         "hash_bit": histograms.items.shape[1] - 1, "R": int(R), "ties": ties, "map": mean["ap"],
@@ -943,8 +942,8 @@ def evaluate(
     Inputs as `distance_histograms`, arrays only. R=None is the size of the smallest class in the
     database. `map` follows `ties`: expected | stable | min | max. With stable, map_strict, map_all,
     recall and precision_at are of the stable ranking, too (found on the CPU, whatever the device);
-    with min and max they stay expectations.
-    map_min, map_max, map_chance (random order) and precision_radius2 are the same for all.
+    with min and max they stay expectations. map_min, map_max, map_chance (random order) and
+    precision_radius2 are the same for all.
     """
     _require(ties in TIES, f"ties is {ties!r}, expected one of {', '.join(TIES)}.")
     for what, codes in (("query", query_codes), ("database", database_codes)):
