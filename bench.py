@@ -99,16 +99,18 @@ def distances_alone(query: np.ndarray, database: np.ndarray) -> int:
 # ---------------------------------------------------------------- ranking: data and measurement
 
 
-def write_codes(folder: Path, size: tuple[int, int, int]) -> None:
+def write_codes(folder: Path, size: tuple[int, int, int], shuffle: bool) -> None:
     """Packed codes and labels of `size` (N, Q, K) as .npy: class centres with 30 % of the bits flipped.
 
-    Sorted by class, as the field's databases are; written a part at a time.
+    Sorted by class, as the field's databases are, unless `shuffle`; written a part at a time.
     """
     number, queries, bits = size
     draw = np.random.default_rng(0)
     centres = draw.integers(0, 2, (CLASSES, bits), dtype=np.uint8)
     for name, count in (("database", number), ("query", queries)):
         labels = np.arange(count, dtype=np.int64) * CLASSES // count
+        if shuffle:
+            draw.shuffle(labels)
         np.save(folder / f"{name}_labels.npy", labels)
         codes = np.lib.format.open_memmap(folder / f"{name}_codes.npy", mode="w+", dtype=np.uint8,
                                           shape=(count, -(-bits // 8)))
@@ -225,7 +227,8 @@ def machine(device: str) -> dict[str, Any]:
 
 def ranking(args: argparse.Namespace) -> Iterator[str]:
     """Measure, and give the table line by line as soon as a size is done."""
-    record: dict[str, Any] = {"machine": machine(args.device), "repeat": args.repeat, "sizes": {}}
+    record: dict[str, Any] = {"machine": machine(args.device), "repeat": args.repeat,
+                              "shuffle": args.shuffle, "sizes": {}}
     yield ("| database x queries x bits | method | seconds: median (least - most) | divided by ours "
            "| MB more than the codes | MB of the process |")
     yield "|---|---|---|---|---|---|"
@@ -239,7 +242,7 @@ def ranking(args: argparse.Namespace) -> Iterator[str]:
                   *(("ours, --ties stable",) if number * queries <= LARGEST_MATRIX else ()),
                   *(("distances alone",) if bits == 64 else ())]
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            write_codes(Path(folder), size)
+            write_codes(Path(folder), size, args.shuffle)
             data = [np.load(Path(folder) / f"{name}.npy", mmap_mode="r") for name in
                     ("query_codes", "database_codes", "query_labels", "database_labels")]
             bounds = hamming.evaluate(*data, bits, R)
@@ -286,6 +289,9 @@ def main() -> None:
                            f"out, for they need 16 bytes a pair (default: {' '.join(RANKING_SIZES)})")
     rank.add_argument("--repeat", type=positive_int, default=3,
                       help="measurements of each method; more on a machine that others use")
+    rank.add_argument("--shuffle", action="store_true",
+                      help="codes in random order, not sorted by class as the field's lists are: ours then has "
+                           "to sort as it reads")
     rank.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: also measure a GPU")
     rank.add_argument("--folder", help="where the codes are drawn, 160 MB for 10 million "
                                        "(default: the system's place for passing files)")

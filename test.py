@@ -246,6 +246,11 @@ def evaluate(args: argparse.Namespace) -> None:
         if path and path.exists() and path.is_dir() != is_folder:
             found, wanted = ("a file", "a folder") if is_folder else ("a folder", "a file")
             raise InputError(f"--{flag} {path} is {found}, expected {wanted}")
+    if args.figures:
+        try:
+            from figures import write_figures  # here, because matplotlib takes its time
+        except ImportError as error:
+            raise InputError(f"--figures needs matplotlib ({error}): pip install -r requirements.txt") from None
     if args.codes is not None:
         if args.picture:
             raise InputError("--picture needs the images: use it with --pretrain_path")
@@ -289,8 +294,6 @@ def evaluate(args: argparse.Namespace) -> None:
           "database")
     print(f"wrote {output_dir / 'results.json'}")
     if args.figures:
-        from figures import write_figures  # here, because matplotlib takes its time
-
         folder = resolve_path(args.figures)
         write_figures(histograms, R, content["query_labels"], content.get("class_names"), folder)
         print(f"wrote the figures and their numbers to {folder}")

@@ -591,7 +591,11 @@ def test_the_benchmark_compares_methods_that_do_the_same(tmp_path):
     assert done.stdout.count("| 800 x 16 x 64 |") == 6
 
     bench = script_module("bench.py")
-    bench.write_codes(tmp_path, (800, 16, 64))
+    bench.write_codes(tmp_path, (800, 16, 64), True)
+    labels = np.load(tmp_path / "database_labels.npy")
+    assert (np.diff(labels) < 0).any() and np.bincount(labels).tolist() == [100] * 8
+    bench.write_codes(tmp_path, (800, 16, 64), False)
+    assert (np.diff(np.load(tmp_path / "database_labels.npy")) >= 0).all()
     query, database = (np.load(tmp_path / f"{part}_codes.npy") for part in ("query", "database"))
     distances = np.bitwise_count(query[:, None] ^ database).sum(2, dtype=int)
     parts = bench.torch.get_num_threads()
