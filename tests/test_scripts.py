@@ -389,6 +389,15 @@ def test_figures_and_their_numbers_agree_with_the_results(trained, tmp_path, cap
         assert np.average([float(row[column]) for row in classes], weights=weights) == pytest.approx(results[key])
 
 
+def test_figures_without_matplotlib_are_refused_before_the_work(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "figures", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+    code, _, error = call(capsys, "test.py", "--codes", trained[0] / "codes.npz", "--output_dir", tmp_path / "o",
+                          "--figures", tmp_path / "figures")
+    assert code == 2 and "--figures needs matplotlib" in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "o").exists()
+
+
 def test_figures_of_items_with_several_labels_count_a_query_in_each_of_its_classes(tmp_path):
     from figures import classes_of, ranks_to_show, write_figures
     labels = np.array([[1, 1, 0], [0, 1, 0]])
