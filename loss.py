@@ -79,20 +79,20 @@ def target_distribution(q: Tensor) -> Tensor:
 
 def multi_semantic_loss(target: Tensor, q_image: Tensor, q_feature: Tensor,
                         reconstructions: Sequence[Tensor], features: Sequence[Tensor],
-                        lambda0: float = 5.0) -> tuple[Tensor, Tensor, Tensor]:
+                        lambda0: float = 5.0, kl: str = "mean") -> tuple[Tensor, Tensor, Tensor]:
     """KL(p || q_image) + KL(p || q_feature) + lambda0 * sum of the reconstruction errors.
-
-    The divergences are averaged over the batch *and* the clusters, as published: torch's
-    `reduction="mean"` of 2022. (`batchmean` would weigh them C times more.)
 
     Args:
         target: p, (B, C), constant. q_image, q_feature: (B, C), positive. reconstructions, features: one
-            (B, d) pair a source. lambda0: weight of the reconstruction.
+            (B, d) pair a source. lambda0: weight of the reconstruction. kl: "mean" averages the divergences
+            over the batch *and* the clusters, as published (torch's `reduction="mean"` of 2022);
+            "batchmean" over the batch only, the divergence proper, which weighs C times more.
     Returns:
         loss, divergence, reconstruction error; scalars.
     """
-    # .mean() by hand: torch announces that its own "mean" will come to mean "batchmean".
-    divergence = sum(F.kl_div(q.log(), target, reduction="none").mean() for q in (q_image, q_feature))
+    # By hand: torch announces that its own "mean" will come to mean "batchmean".
+    count = target.numel() if kl == "mean" else len(target)
+    divergence = sum(F.kl_div(q.log(), target, reduction="sum") / count for q in (q_image, q_feature))
     error = torch.stack([F.mse_loss(made, given) for made, given in
                          zip(reconstructions, features, strict=True)]).sum()
     return divergence + lambda0 * error, divergence, error

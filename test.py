@@ -26,7 +26,7 @@ from distributed import all_ranks, first_rank_first, number_of_ranks, own_part, 
 from features import apply_network
 from image_store import ImageLoader, ImageStore
 from network import rebuild_hash_network
-from options import add_data_flags, add_run_flags, choose_R, inherit_dataset
+from options import add_data_flags, add_run_flags, choose_R, inherit_dataset, parse_with_preset
 from pictures import neighbour_picture
 from utils import (
     ArgumentParser,
@@ -71,7 +71,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                        help="1: write similarity.npy, database x query, 1 - 2 * distance / bits, float32: "
                             "4 bytes for each pair")
     add_run_flags(parser, batch_size=128)
-    return parser.parse_args(arguments)
+    return parse_with_preset(parser, arguments)
 
 
 def hash_dataset(args: argparse.Namespace, device: Any) -> tuple[dict[str, Any], PairedDataset]:

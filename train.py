@@ -27,7 +27,14 @@ from features import apply_network, dataset_features
 from image_store import ImageLoader, ImageStore, Transform
 from loss import cluster_centres, multi_semantic_loss, target_distribution
 from network import Backbone, HashNetwork, MrHash, MultisourceAutoencoder
-from options import add_data_flags, add_run_flags, add_training_flags, choose_R, inherit_dataset
+from options import (
+    add_data_flags,
+    add_run_flags,
+    add_training_flags,
+    choose_R,
+    inherit_dataset,
+    parse_with_preset,
+)
 from utils import (
     ArgumentParser,
     InputError,
@@ -76,6 +83,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                        help="only checked: the width of the latent is the autoencoder's")
     group.add_argument("--n_clusters", type=positive_int, default=16,
                        help="pseudo classes; take about as many as you expect kinds of scenes")
+    group.add_argument("--targets", choices=("epoch", "once"), default="epoch",
+                       help="when the pseudo multi-labels are made from the latents: at the start of each "
+                            "epoch (as published), or once, which keeps them from drifting with the codes")
+    group.add_argument("--centres", choices=("trained", "fixed"), default="trained",
+                       help="whether the cluster centres move (as published) or stay where k-means put them")
+    group.add_argument("--kl", choices=("mean", "batchmean"), default="mean",
+                       help="the divergence is averaged over batch and clusters (as published), or over the "
+                            "batch alone: --n_clusters times heavier beside the reconstruction")
     group.add_argument("--lambda0", type=non_negative_float, default=5.0,
                        help="weight of the reconstruction errors; 0 lets the latent drift to the clusters")
     group.add_argument("--lr", type=non_negative_float, default=0.001,
@@ -94,7 +109,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     group.add_argument("--T", type=float, default=0.0, help="a bit is 1 where the output is >= T")
     add_run_flags(parser, batch_size=128)
     add_training_flags(parser, "runs/mrhash_<data_name>_<hash_bit>bit")
-    args = parser.parse_args(arguments)
+    args = parse_with_preset(parser, arguments)
     if args.hash_bit > 1024:
         parser.error(f"argument --hash_bit: {args.hash_bit} is more than 1024")
     return args
@@ -102,7 +117,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def train_one_epoch(model: MrHash, loader: ImageLoader, transform: Transform, rows: Tensor,
                     features: Sequence[Tensor], target: Tensor, optimizer: torch.optim.Optimizer,
-                    batch_size: int, lambda0: float, amp: bool, generator: torch.Generator,
+                    batch_size: int, lambda0: float, kl: str, amp: bool, generator: torch.Generator,
                     description: str) -> Tensor:
     """One pass over the training images.
 
@@ -125,7 +140,7 @@ def train_one_epoch(model: MrHash, loader: ImageLoader, transform: Transform, ro
         with autocast(device, amp):
             q_image, q_feature, made = model(views, given)
         losses = multi_semantic_loss(target[chosen], q_image.float(), q_feature.float(),
-                                     [x.float() for x in made], given, lambda0)
+                                     [x.float() for x in made], given, lambda0, kl)
         optimizer.zero_grad(set_to_none=True)
         losses[0].backward()
         optimizer.step()
@@ -177,7 +192,7 @@ def main() -> None:
     output_dir = resolve_path(args.output_dir or f"runs/mrhash_{dataset.name.lower()}_{args.hash_bit}bit")
     settings = {**vars(args), "R": R, "fingerprint": dataset.fingerprint}
     log = Run(output_dir, "mrhash.pth", settings, args.resume, args.overwrite,
-              harmless={"output_dir", "resume", "overwrite", "device", "workers", "cache_dir", "data_dir",
+              harmless={"output_dir", "preset", "resume", "overwrite", "device", "workers", "cache_dir", "data_dir",
                         "pretrained_dp_path", "feature_weights", "max_epoch"})
     arrays, _ = dataset_features(dataset, stage1["features"],
                                  args.feature_weights or stage1["features"]["feature_weights"], device,
@@ -197,6 +212,7 @@ def main() -> None:
     backbone = Backbone(args.model_type, args.weights, args.image_size, args.batch_norm)
     backbone.requires_grad_(args.multi_lr > 0)  # frozen, it needs no backward pass: a third of the time
     model = MrHash(HashNetwork(backbone, args.hash_bit), autoencoder, centres)
+    model.centres.requires_grad_(args.centres == "trained")
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameter_groups(args.lr, args.multi_lr))
     best = {"score": -math.inf, "epoch": None, "model": None}  # stays empty for --select last
@@ -204,6 +220,10 @@ def main() -> None:
         model.load_state_dict(log.state["model"])
         optimizer.load_state_dict(log.state["optimizer"])
         best = log.state["best"]
+    target = None  # of --targets once
+    if args.targets == "once":
+        target = (target_distribution(model.assign_all(features)) if log.state is None
+                  else log.state["target"].to(device))
 
     # ------------------------------------------------------------ loop
     started = time.time()
@@ -217,9 +237,11 @@ def main() -> None:
         seed = epoch_seed(args.seed, epoch)
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
-        target = target_distribution(model.assign_all(features))
+        if args.targets == "epoch":
+            target = target_distribution(model.assign_all(features))
         means = train_one_epoch(model, loader, transform, rows, features, target, optimizer, args.batch_size,
-                                args.lambda0, args.amp, generator, f"epoch {epoch}/{args.max_epoch}")
+                                args.lambda0, args.kl, args.amp, generator,
+                                f"epoch {epoch}/{args.max_epoch}")
         loss, divergence, error = means.tolist()
         check_finite(means[0], epoch, output_dir)
         record = {"epoch": epoch, "loss": loss, "divergence": divergence, "reconstruction": error, "lr": rate,
@@ -236,7 +258,8 @@ def main() -> None:
                     "model": {name: value.cpu().clone() for name, value in model.state_dict().items()}}
         record["seconds"] = round(time.time() - started, 2)
         log.log(record)
-        log.save(epoch, model=model.state_dict(), optimizer=optimizer.state_dict(), best=best)
+        log.save(epoch, model=model.state_dict(), optimizer=optimizer.state_dict(), best=best,
+                 **({"target": target.cpu()} if args.targets == "once" else {}))
 
     # ------------------------------------------------------------ save
     if best["model"] is None:

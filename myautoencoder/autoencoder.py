@@ -30,7 +30,7 @@ import hamming
 from data_loader import DATASETS, DataConfig, PairedDataset, load_dataset
 from features import dataset_features
 from network import MultisourceAutoencoder
-from options import add_data_flags, add_run_flags, add_training_flags, choose_R
+from options import add_data_flags, add_run_flags, add_training_flags, choose_R, parse_with_preset
 from utils import (
     ArgumentParser,
     InputError,
@@ -89,7 +89,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                        help="monitor every so many epochs, 0 for never; test_map monitors every epoch")
     add_run_flags(parser, batch_size=512)
     add_training_flags(parser, "runs/autoencoder_<data_name>")
-    return parser.parse_args(arguments)
+    return parse_with_preset(parser, arguments)
 
 
 def reconstruction_loss(reconstructions: Sequence[Tensor], features: Sequence[Tensor], lambda1: float
@@ -161,7 +161,7 @@ def main() -> None:
     output_dir = resolve_path(args.output_dir or f"runs/autoencoder_{dataset.name.lower()}")
     settings = {**vars(args), "encoder": encoder, "R": R, "fingerprint": dataset.fingerprint}
     log = Run(output_dir, "autoencoder.pth", settings, args.resume, args.overwrite,
-              harmless={"output_dir", "resume", "overwrite", "device", "workers", "cache_dir", "data_dir",
+              harmless={"output_dir", "preset", "resume", "overwrite", "device", "workers", "cache_dir", "data_dir",
                         "epoch"})
     feature_settings = {"feature_backbone": args.feature_backbone, "feature_weights": args.feature_weights,
                         "image_size": args.image_size, "amp": args.amp}

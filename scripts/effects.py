@@ -1,0 +1,162 @@
+"""What each difference from the published code is worth: docs/reproduction.md's table, a row a command.
+
+    python scripts/effects.py --rows kl --data_name UCMerced --weights mobilenet_v2-imagenet.pth
+    python scripts/effects.py --weights ...       every row; what is done is not run again
+
+Each row trains our defaults and the same with one setting changed, on several seeds, and compares codes seed by
+seed. A cell is the three scripts, run as a user would; it can be stopped and started at any time. Writes
+<output_dir>/<data_name>/effects.csv, where rows made before stay, and prints the rows asked for.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cells import add_cell_flags, pretrain, run_cells, train_and_test
+
+import hamming
+from test import measure, read_codes
+from utils import ArgumentParser, positive_int, resolve_path, run
+
+# row -> variant -> (flags of autoencoder.py, flags of train.py). The first variant of a row is our default.
+ROWS: dict[str, dict[str, tuple[list, list]]] = {
+    "encoder": {"dual": ([], []), "unisource": (["--encoder", "unisource"], []),
+                "no second source": (["--source2", "none"], [])},
+    "init": {"he": ([], []), "torch": (["--init", "torch"], [])},
+    "autoencoder_epoch": {"loss": ([], []), "last": (["--select", "last"], []),
+                          "test_map": (["--select", "test_map"], [])},
+    "hash_epoch": {"last": ([], []), "loss": ([], ["--select", "loss"]),
+                   "test_map": ([], ["--select", "test_map", "--eval_frequency", 1])},
+    "kl": {"mean": ([], []), "batchmean": ([], ["--kl", "batchmean"])},
+    "targets": {"epoch": ([], []), "once": ([], ["--targets", "once"])},
+    "centres": {"trained": ([], []), "fixed": ([], ["--centres", "fixed"])},
+    "lambda0": {"5": ([], []), "0": ([], ["--lambda0", 0])},
+    "clusters": {"16": ([], []), "8": ([], ["--n_clusters", 8]), "32": ([], ["--n_clusters", 32]),
+                 "64": ([], ["--n_clusters", 64])},
+    "batch_norm": {"frozen": ([], []), "adapt": ([], ["--batch_norm", "adapt"])},
+    "all": {"ours": ([], []), "published": (["--preset", "published"], ["--preset", "published"])},
+}
+TIES = "ties"  # a row of its own kind: the codes of the default cells, ranked in four ways
+
+
+def parse_arguments():
+    parser = ArgumentParser(prog="effects.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", nargs="+", default=[*ROWS, TIES], choices=[*ROWS, TIES],
+                        help="rows to make; encoder needs a second source")
+    parser.add_argument("--hash_bit", type=positive_int, default=32, help="length of the codes")
+    add_cell_flags(parser, "runs/effects")
+    return parser.parse_args()
+
+
+def folder_name(flags: list) -> str:
+    """A readable name for a set of flags: kl-batchmean, default for none."""
+    return "-".join(str(flag).lstrip("-") for flag in flags) or "default"
+
+
+def comparison(default: dict[int, float], other: dict[int, float]) -> str:
+    """Mean and spread of a variant, and its difference from the default, seed by seed."""
+    values = list(other.values())
+    text = f"{statistics.mean(values):.3f} ({max(values) - min(values):.3f})"
+    differences = [value - default[seed] for seed, value in other.items() if seed in default]
+    if default is other or not differences:
+        return text
+    signs = " ".join(f"{100 * difference:+.1f}" for difference in differences)
+    return f"{text}, {100 * statistics.mean(differences):+.1f} [{signs}]"
+
+
+def print_rows(records: list[dict[str, Any]], rows: list[str]) -> None:
+    """Markdown: a line a variant; differences in points of mAP, mean and [each seed]."""
+    print("| row | variant | codes: mAP@R mean (max - min), points to the first variant [each seed] | latents |")
+    print("|---|---|---|---|")
+    for row in rows:
+        first: dict[str, dict[int, float]] = {}
+        for variant in dict.fromkeys(record["variant"] for record in records if record["row"] == row):
+            cells = [""]
+            for name in ("map", "latent_map"):
+                values = {record["seed"]: record[name] for record in records
+                          if (record["row"], record["variant"]) == (row, variant)}
+                cells.append(comparison(first.setdefault(name, values), values))
+            if row == TIES:
+                cells[2] = ""
+            print(f"| {row} | {variant} | {cells[1]} | {cells[2]} |")
+
+
+def write_csv(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write the records; those of other rows that the file holds already stay."""
+    made = {record["row"] for record in records}
+    kept = []
+    if path.exists():
+        with open(path, newline="") as file:
+            kept = [record for record in csv.DictReader(file) if record["row"] not in made]
+    records = [*kept, *({name: round(value, 6) if isinstance(value, float) else value
+                         for name, value in record.items()} for record in records)]
+    order = [*ROWS, TIES]
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(records[-1]))
+        writer.writeheader()
+        writer.writerows(sorted(records, key=lambda record: order.index(record["row"])))
+    print(f"wrote {path}")
+
+
+def main() -> None:
+    args = parse_arguments()
+    folder = resolve_path(args.output_dir) / args.data_name.lower()
+    wanted = [(row, variant, *flags) for row in args.rows
+              for variant, flags in ROWS.get(row, {"default": ([], [])}).items()]
+
+    # A pretraining, or a cell, that several rows share is made once.
+    stage1 = {(folder_name(first), seed): first for _, _, first, _ in wanted for seed in args.seeds}
+    # The defaults first: they fill the cache of images and features that the others share.
+    order = sorted(stage1, key=lambda key: key[0] != "default")
+    firsts = [key for key in order if key[0] == "default"]
+    pretrained, failed = {}, []
+    for keys in (firsts[:1], firsts[1:], order[len(firsts):]):
+        cells = [(f"autoencoder {name}, seed {seed}",
+                  partial(pretrain, args, folder / f"autoencoder-{name}-{seed}", seed, stage1[name, seed]))
+                 for name, seed in keys]
+        done, lost = run_cells(args.jobs, cells)
+        pretrained.update(zip(keys, done, strict=True))
+        failed += lost
+
+    size = f"{args.hash_bit}bit-{args.image_size}px-{args.max_epoch}-{args.batch_size}"
+    stage2 = {}
+    for _, _, first, second in wanted:
+        for seed in args.seeds:
+            path = pretrained[folder_name(first), seed]
+            if path is not None:
+                stage2[folder_name(first), folder_name(second), seed] = (path, second)
+    cells = [(f"autoencoder {first}, train {second}, seed {seed}",
+              partial(train_and_test, args, folder / f"{first}--{second}-{size}-{seed}", path, args.hash_bit, seed,
+                      flags)) for (first, second, seed), (path, flags) in stage2.items()]
+    done, lost = run_cells(args.jobs, cells)
+    results = dict(zip(stage2, done, strict=True))
+
+    records = []
+    for row, variant, first, second in wanted:
+        for seed in args.seeds:
+            found = results.get((folder_name(first), folder_name(second), seed))
+            if found is None:
+                continue
+            if row != TIES:
+                records.append({"data": args.data_name, "row": row, "variant": variant, **found})
+                continue
+            content = read_codes(folder / f"default--default-{size}-{seed}" / "codes.npz", None, None)
+            for ties in hamming.TIES:
+                value = measure(content, found["R"], ties, "cpu")[0]["map"]
+                records.append({"data": args.data_name, "row": row, "variant": ties, **found, "map": value})
+    if records:
+        write_csv(folder / "effects.csv", records)
+    print_rows(records, args.rows)
+    for line in [*failed, *lost]:
+        print(f"failed {line}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
