@@ -12,93 +12,33 @@ from __future__ import annotations
 import csv
 import json
 import statistics
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
+from cells import add_cell_flags, pretrain, run_cells, train_and_test
 
 import hamming
 from data_loader import DataConfig, load_dataset
 from features import dataset_features
-from utils import ROOT, ArgumentParser, positive_int, resolve_path, run, write_json
+from utils import ArgumentParser, positive_int, resolve_path, run, write_json
+
+VARIANTS = {"dual": ["--encoder", "dual"], "unisource": ["--encoder", "unisource"], "none": ["--source2", "none"]}
 
 
 def parse_arguments():
     parser = ArgumentParser(prog="results.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--data_name", default="UCMerced", help="any dataset with labels")
-    parser.add_argument("--data_dir", default="data", help="where it lies")
-    parser.add_argument("--split_dir", help="published lists, if any")
-    parser.add_argument("--backbone", default="mobilenet_v2", help="for the features and for the hash network")
-    parser.add_argument("--weights", default="imagenet", help="of the backbone, as for train.py --weights")
+    add_cell_flags(parser, "runs/results")
     parser.add_argument("--hash_bit", type=positive_int, nargs="+", default=[16, 32, 64, 128],
                         help="lengths for the first variant")
     parser.add_argument("--ablation_bit", type=positive_int, default=32, help="length for the other variants")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[13, 14, 15], help="one run each")
-    parser.add_argument("--variants", nargs="+", default=["dual", "unisource", "none"],
-                        choices=["dual", "unisource", "none"],
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS),
                         help="dual and unisource encoders; none leaves the second source out")
-    parser.add_argument("--image_size", type=positive_int, default=224, help="for the hash network")
-    parser.add_argument("--max_epoch", type=int, default=50, help="as for train.py")
-    parser.add_argument("--batch_size", type=positive_int, default=128,
-                        help="as for train.py; a small one makes more steps of few epochs")
-    parser.add_argument("--jobs", type=positive_int, default=1, help="cells at once: several fill one GPU")
-    parser.add_argument("--amp", action="store_true", help="bfloat16 in train.py")
-    parser.add_argument("--cache_dir", default="cache", help="as for train.py")
-    parser.add_argument("--output_dir", default="runs/results", help="where the cells and results.csv go")
     return parser.parse_args()
-
-
-def script(log: Path, *command: object) -> None:
-    """Run one of our scripts; its output goes to `log`. Raises RuntimeError when it fails."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    print("+ python", *command, flush=True)
-    with open(log, "w") as file:
-        done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, stdout=file, check=False,
-                              stderr=subprocess.STDOUT)
-    if done.returncode:
-        raise RuntimeError(f"exit {done.returncode}: {log.read_text().strip().splitlines()[-1]}")
-
-
-def pretrain(args, folder: Path, variant: str, seed: int) -> Path:
-    result = folder / f"autoencoder-{variant}-{seed}" / "autoencoder.pth"
-    if not result.exists():
-        flags = ["--source2", "none"] if variant == "none" else ["--encoder", variant]
-        if args.split_dir:
-            flags += ["--split_dir", args.split_dir]
-        script(result.with_name("output.txt"), "myautoencoder/autoencoder.py", "--data_name", args.data_name,
-               "--data_dir", args.data_dir, "--feature_backbone", args.backbone, "--feature_weights",
-               args.weights, "--seed", seed, "--cache_dir", args.cache_dir, "--output_dir", result.parent,
-               "--overwrite", "--eval_frequency", 0, *flags)
-    return result
-
-
-def train_and_test(args, folder: Path, pretrained: Path, variant: str, bits: int, seed: int) -> dict:
-    cell = folder / f"{variant}-{bits}bit-{args.image_size}px-{args.max_epoch}-{args.batch_size}-{seed}"
-    if not (cell / "results.json").exists():
-        script(cell / "train.txt", "train.py", "--hash_bit", bits, "--pretrained_dp_path", pretrained,
-               "--model_type", args.backbone, "--weights", args.weights, "--image_size", args.image_size,
-               "--max_epoch", args.max_epoch, "--batch_size", args.batch_size, "--eval_frequency", 0,
-               "--seed", seed, "--cache_dir", args.cache_dir, "--output_dir", cell, "--overwrite",
-               *(["--amp"] if args.amp else []))
-        script(cell / "test.txt", "test.py", "--hash_bit", bits, "--pretrain_path", cell / "mrhash.pth",
-               "--cache_dir", args.cache_dir, "--save_codes", cell / "codes.npz")
-        (cell / "last.pth").unlink()  # the optimiser's state of a finished run
-    results = json.loads((cell / "results.json").read_text())
-    last = json.loads((cell / "log.jsonl").read_text().splitlines()[-1])
-    config = json.loads((cell / "config.json").read_text())
-    latent = torch.load(pretrained, weights_only=True)["latent_map"]
-    return {"data": args.data_name, "method": f"MrHash {variant}", "bits": bits, "seed": seed,
-            "map": results["map"], "map_min": results["map_min"], "map_max": results["map_max"],
-            "chance": results["map_chance"], "R": results["R"], "latent_map": latent,
-            "image_size": args.image_size, "epochs": args.max_epoch + 1,
-            "batch_size": args.batch_size,
-            "train_seconds": last["seconds"], "device": config["environment"]["cuda"] or "cpu",
-            "commit": config["environment"]["git_commit"]}
 
 
 def lsh(features: np.ndarray, bits: int, generator: np.random.Generator) -> np.ndarray:
@@ -117,7 +57,7 @@ def itq(features: np.ndarray, bits: int, generator: np.random.Generator, train: 
     return projected @ rotation
 
 
-def baselines(args, folder: Path, pretrained: Path, variant: str, seed: int) -> list[dict]:
+def baselines(args, folder: Path, pretrained: Path, seed: int) -> list[dict]:
     """Float features, LSH and ITQ on the frozen features of source 1, on the split of `pretrained`."""
     path = folder / f"baselines-{seed}.json"
     if path.exists():
@@ -163,30 +103,30 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     args = parse_arguments()
     folder = resolve_path(args.output_dir) / args.data_name.lower()
-    rows: list[dict] = []
-    failed: list[str] = []
 
-    def attempt(name: str, function, *arguments):
-        try:
-            return function(args, folder, *arguments)
-        except RuntimeError as error:
-            failed.append(f"{name}: {error}")
-            return None
+    def autoencoder(variant: str, seed: int) -> tuple:
+        return f"autoencoder {variant}, seed {seed}", partial(
+            pretrain, args, folder / f"autoencoder-{variant}-{seed}", seed, VARIANTS[variant])
+
+    def cell(variant: str, bits: int, seed: int) -> tuple:
+        name = f"{variant}-{bits}bit-{args.image_size}px-{args.max_epoch}-{args.batch_size}-{seed}"
+        return name, partial(train_and_test, args, folder / name, pretrained[variant, seed], bits, seed)
 
     pairs = [(variant, seed) for variant in args.variants for seed in args.seeds]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        # The first pretraining alone: it fills the cache of images and features that the others share.
-        first = attempt("autoencoder", pretrain, *pairs[0])
-        others = pool.map(lambda pair: attempt("autoencoder", pretrain, *pair), pairs[1:])
-        pretrained = dict(zip(pairs, [first, *others], strict=True))
-        cells = [(pretrained[pair], pair[0], bits, pair[1]) for pair in pairs if pretrained[pair]
-                 for bits in (args.hash_bit if pair[0] == args.variants[0] else [args.ablation_bit])]
-        done = pool.map(lambda cell: attempt("cell", train_and_test, *cell), cells)
-        rows += [row for row in done if row]
-    for seed in args.seeds:
-        pair = (args.variants[0], seed)
-        if pretrained[pair]:
-            rows += attempt("baselines", baselines, pretrained[pair], *pair) or []
+    # The first pretraining alone: it fills the cache of images and features that the others share.
+    first, failed = run_cells(1, [autoencoder(*pairs[0])])
+    others, lost = run_cells(args.jobs, [autoencoder(*pair) for pair in pairs[1:]])
+    pretrained = {pair: path for pair, path in zip(pairs, first + others, strict=True) if path}
+    cells = [(variant, bits, seed) for variant, seed in pretrained
+             for bits in (args.hash_bit if variant == args.variants[0] else [args.ablation_bit])]
+    done, lost_cells = run_cells(args.jobs, [cell(*key) for key in cells])
+    rows = [{"data": args.data_name, "method": f"MrHash {key[0]}", **record}
+            for key, record in zip(cells, done, strict=True) if record]
+    first_pairs = [pair for pair in pretrained if pair[0] == args.variants[0]]
+    compared, lost_baselines = run_cells(1, [(f"baselines, seed {pair[1]}", partial(
+        baselines, args, folder, pretrained[pair], pair[1])) for pair in first_pairs])
+    rows += [row for record in compared for row in record or []]
+    failed += lost + lost_cells + lost_baselines
     names = list(dict.fromkeys(name for row in rows for name in row))
     with open(folder / "results.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, names)
