@@ -58,7 +58,8 @@ class PairedDataset:
 
     names: N distinct names. labels: int64 (N,), or uint8 0/1 (N, C), or None. train, database, query:
     int64 rows. source2 is None when there is no second view. note: what a reader of a number on this
-    dataset must know (simulated sensors, generated images), or "".
+    dataset must know (simulated sensors, generated images), or "". listed: the split comes from list files,
+    whose order train, database and query keep.
     """
 
     name: str
@@ -72,6 +73,7 @@ class PairedDataset:
     query: np.ndarray
     source_names: tuple[str, str]
     note: str = ""
+    listed: bool = False
 
     @property
     def sources(self) -> list[ImageSource]:
@@ -327,4 +329,4 @@ def load_dataset(config: DataConfig) -> PairedDataset:
         source2=sources[1] if len(sources) == 2 else None,
         labels=None if labels is None else labels[used], class_names=class_names,
         **{part: np.searchsorted(used, rows) for part, rows in parts.items()},
-        source_names=scenes.source_names, note=scenes.note)
+        source_names=scenes.source_names, note=scenes.note, listed=split_dir is not None)

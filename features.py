@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from data_loader import PairedDataset
+from feature_files import features_of_lists
 from image_sources import ImageSource
 from image_store import ImageLoader, ImageStore, Transform
 from network import Backbone
@@ -104,28 +105,43 @@ def _check_finite(features: np.ndarray, source: ImageSource) -> None:
 
 
 def dataset_features(dataset: PairedDataset, settings: dict, weights: str, device: torch.device,
-                     batch_size: int, workers: int, cache_dir: str) -> tuple[list[np.ndarray], str]:
+                     batch_size: int, workers: int, cache_dir: str, files: Sequence[str | None] = (None, None)
+                     ) -> tuple[list[np.ndarray], str]:
     """Frozen features of every source of a dataset, rows in the order of `dataset.names`.
 
     Args:
-        settings: feature_backbone, image_size, amp and, from a checkpoint, the `content` the weights must
-            have. weights: imagenet, none or a file.
+        settings: feature_backbone, image_size, amp and, from a checkpoint, the `content` that must come out.
+            weights: imagenet, none or a file. files: for each source a file of features to take instead
+            of the images (feature_files.py), or None; one for source 2 also makes a second source.
     Returns:
-        one float32 (N, d) array a source, and the content hash of the weights.
+        one float32 (N, d) array a source, and a hash of the weights and files they come from.
     Raises:
-        InputError: as features_of, or weights that are not those the settings were made with.
+        InputError: as features_of and features_of_lists, or other weights or files than `content` says.
     """
-    # Weights `none` must be the same for every run and every seed, or the cache would be of no use.
-    state = torch.random.get_rng_state()
-    torch.manual_seed(0)
-    backbone = Backbone(settings["feature_backbone"], weights, settings["image_size"])
-    torch.random.set_rng_state(state)
-    content = backbone.content
+    given = {number: features_of_lists(resolve_path(file), dataset)
+             for number, file in enumerate(files) if file is not None}
+    for number, values in given.items():
+        print(f"features of source {number + 1}: {len(values):,} x {values.shape[1]} from {files[number]}")
+    extracted = [number for number in range(len(dataset.sources)) if number not in given]
+    contents = [sha256_of(given[number]) for number in sorted(given)]
+    if extracted:
+        # Weights `none` must be the same for every run and every seed, or the cache would be of no use.
+        state = torch.random.get_rng_state()
+        torch.manual_seed(0)
+        backbone = Backbone(settings["feature_backbone"], weights, settings["image_size"])
+        torch.random.set_rng_state(state)
+        contents.insert(0, backbone.content)
+    content = contents[0] if len(contents) == 1 and extracted else sha256_of(*contents)[:16]
     if settings.get("content") not in (None, content):
-        raise InputError(f"--feature_weights {weights} are not the weights that the autoencoder was trained "
-                         f"on ({settings['feature_weights']}): give that file")
+        named = [f"--feature_weights {weights}"] * bool(extracted) + [
+            f"--features{number + 1} {files[number]}" for number in sorted(given)]
+        before = [settings["feature_weights"]] * bool(extracted) + [
+            file for file in settings.get("files", ()) if file is not None]
+        raise InputError(f"{' and '.join(named)}: not the content that the autoencoder was trained on, which "
+                         f"came from {' and '.join(before)}: give that")
     folder = None if cache_dir == "none" else resolve_path(cache_dir)
-    arrays = [features_of(source, dataset.file_label(number), settings["feature_backbone"], backbone,
-                          settings["image_size"], device, batch_size, workers, settings["amp"], folder)
-              for number, source in enumerate(dataset.sources)]
-    return arrays, content
+    for number in extracted:
+        given[number] = features_of(dataset.sources[number], dataset.file_label(number),
+                                    settings["feature_backbone"], backbone, settings["image_size"], device,
+                                    batch_size, workers, settings["amp"], folder)
+    return [given[number] for number in sorted(given)], content

@@ -66,6 +66,17 @@ def add_data_flags(parser: argparse.ArgumentParser, inherited: bool) -> None:
                        help="use at most so many images of each class, for a quick look")
 
 
+def add_feature_file_flags(group: argparse._ArgumentGroup, inherited: bool) -> None:
+    """--features1 and --features2. `inherited`: unset ones come from the checkpoint."""
+    for number in (1, 2):
+        group.add_argument(f"--features{number}", metavar="FILE", help=(
+            f"only when the file of features of source {number} lies elsewhere now: the same file, new place"
+            if inherited else
+            f"take the features of source {number} from this pickle or .npz of data (N, d) and labels (N,), rows as "
+            "in train.txt, then test.txt of --split_dir, instead of extracting them"
+            + ("; the images of source 2 need not be there" if number == 2 else "")))
+
+
 def add_run_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """Flags of how and where to compute."""
     group = parser.add_argument_group("run")

@@ -68,8 +68,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                                          "against rank, AP of each class")
     group.add_argument("--picture", help="write this PNG: queries with their ten nearest images")
     group.add_argument("--gen_similarity_matrix", type=int, choices=(0, 1), default=0,
-                       help="1: write similarity.npy, database x query, 1 - 2 * distance / bits, float32: "
-                            "4 bytes for each pair")
+                       help="1: write similarity.npy, database x query, 1 - 2 * distance / bits, float32, 4 bytes "
+                            "for each pair; and codes.npz, its rows and columns: codes, labels and names")
     add_run_flags(parser, batch_size=128)
     return parse_with_preset(parser, arguments)
 
@@ -263,15 +263,17 @@ def evaluate(args: argparse.Namespace) -> None:
     output_dir = resolve_path(args.output_dir) if args.output_dir else home
     writes = rank() == 0
 
+    if args.gen_similarity_matrix and writes:
+        write_similarity(content, output_dir / "similarity.npy")
+        print(f"wrote {output_dir / 'similarity.npy'}")
+        if args.codes is None and not args.save_codes:
+            args.save_codes = output_dir / "codes.npz"  # the matrix' rows and columns, with their labels
     if args.save_codes and writes:
         buffer = io.BytesIO()
         np.savez(buffer, **content)
         with atomic_file(resolve_path(args.save_codes)) as file:
             file.write(buffer.getbuffer())
         print(f"wrote {resolve_path(args.save_codes)}")
-    if args.gen_similarity_matrix and writes:
-        write_similarity(content, output_dir / "similarity.npy")
-        print(f"wrote {output_dir / 'similarity.npy'}")
     if args.picture and writes:
         draw_neighbours(content, dataset, resolve_path(args.picture))
         print(f"wrote {resolve_path(args.picture)}")

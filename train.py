@@ -29,6 +29,7 @@ from loss import cluster_centres, multi_semantic_loss, target_distribution
 from network import Backbone, HashNetwork, MrHash, MultisourceAutoencoder
 from options import (
     add_data_flags,
+    add_feature_file_flags,
     add_run_flags,
     add_training_flags,
     choose_R,
@@ -74,6 +75,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                             "--multi_lr: there is nothing yet to preserve)")
     group.add_argument("--feature_weights",
                        help="only when the file of stage 1 lies elsewhere now: the same weights, new place")
+    add_feature_file_flags(group, inherited=True)
     group.add_argument("--image_size", type=positive_int, default=224,
                        help="side of the crop; 64 to 128 is much faster on a CPU and costs accuracy")
     group.add_argument("--batch_norm", choices=("auto", "frozen", "adapt"), default="auto",
@@ -193,10 +195,16 @@ def main() -> None:
     settings = {**vars(args), "R": R, "fingerprint": dataset.fingerprint}
     log = Run(output_dir, "mrhash.pth", settings, args.resume, args.overwrite,
               harmless={"output_dir", "preset", "resume", "overwrite", "device", "workers", "cache_dir", "data_dir",
-                        "pretrained_dp_path", "feature_weights", "max_epoch"})
+                        "pretrained_dp_path", "feature_weights", "features1", "features2", "max_epoch"})
+    before = stage1["features"].get("files", [None, None])
+    for number, file in enumerate((args.features1, args.features2)):
+        if file is not None and before[number] is None:
+            raise InputError(f"--features{number + 1} {file} contradicts {stage1_path}, which extracted the features "
+                             f"of source {number + 1} from images: leave the flag out")
+    files = [args.features1 or before[0], args.features2 or before[1]]
     arrays, _ = dataset_features(dataset, stage1["features"],
                                  args.feature_weights or stage1["features"]["feature_weights"], device,
-                                 args.batch_size, args.workers, args.cache_dir)
+                                 args.batch_size, args.workers, args.cache_dir, files)
     features = [torch.from_numpy(x[dataset.train]).to(device) for x in arrays]
     store = ImageStore.open(dataset.source1, dataset.file_label(0), args.image_size,
                             None if args.cache_dir == "none" else resolve_path(args.cache_dir), args.workers)

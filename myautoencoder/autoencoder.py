@@ -30,7 +30,14 @@ import hamming
 from data_loader import DATASETS, DataConfig, PairedDataset, load_dataset
 from features import dataset_features
 from network import MultisourceAutoencoder
-from options import add_data_flags, add_run_flags, add_training_flags, choose_R, parse_with_preset
+from options import (
+    add_data_flags,
+    add_feature_file_flags,
+    add_run_flags,
+    add_training_flags,
+    choose_R,
+    parse_with_preset,
+)
 from utils import (
     ArgumentParser,
     InputError,
@@ -61,6 +68,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     group.add_argument("--feature_weights", default="imagenet",
                        help="imagenet (downloaded once), a state-dict file where there is no network, or "
                             "none to try things out")
+    add_feature_file_flags(group, inherited=False)
     group.add_argument("--image_size", type=positive_int, default=224,
                        help="side of the crop for the features; keep 224 unless time is short")
     group.add_argument("--encoder", choices=("dual", "unisource"),
@@ -147,8 +155,10 @@ def main() -> None:
     if dataset.name != "pairs":  # what was found today, should another source appear beside it later
         data = replace(data, source2=dataset.source_names[1])
     print(dataset.describe())
-    encoder = args.encoder or ("unisource" if dataset.source2 is None else "dual")
-    if encoder == "dual" and dataset.source2 is None:
+    files = [args.features1, args.features2]
+    sources = max(len(dataset.sources), 2 if args.features2 else 1)
+    encoder = args.encoder or ("unisource" if sources == 1 else "dual")
+    if encoder == "dual" and sources == 1:
         raise InputError("--encoder dual needs a second source: name one with --source2, or use "
                          "--encoder unisource")
     labelled = dataset.labels is not None
@@ -164,9 +174,9 @@ def main() -> None:
               harmless={"output_dir", "preset", "resume", "overwrite", "device", "workers", "cache_dir", "data_dir",
                         "epoch"})
     feature_settings = {"feature_backbone": args.feature_backbone, "feature_weights": args.feature_weights,
-                        "image_size": args.image_size, "amp": args.amp}
+                        "image_size": args.image_size, "amp": args.amp, "files": files}
     arrays, content = dataset_features(dataset, feature_settings, args.feature_weights, device,
-                                       min(args.batch_size, 128), args.workers, args.cache_dir)
+                                       min(args.batch_size, 128), args.workers, args.cache_dir, files)
     features = [torch.from_numpy(x[dataset.train]).to(device) for x in arrays]
 
     # ------------------------------------------------------------ model, optimiser
