@@ -1,7 +1,8 @@
-"""What several test files share."""
+"""Fixtures that several test files share."""
 
 import pytest
 import torch
+from helpers import ROOT, SMALL, make_pairs, run_script, stage1_flags, stage2_flags
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -11,3 +12,20 @@ def one_torch_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Images, autoencoder.pth, mrhash.pth, codes and results, made by the three scripts as processes."""
+    folder = tmp_path_factory.mktemp("end_to_end")
+    make_pairs(folder)
+    outputs = []
+    for command, cwd in (
+            (["autoencoder.py", *stage1_flags(folder), "--output_dir", folder / "ae"], ROOT / "myautoencoder"),
+            (["train.py", *stage2_flags(folder / "ae" / "autoencoder.pth"), "--output_dir", folder / "mr"], ROOT),
+            (["test.py", "--hash_bit", 12, "--pretrain_path", folder / "mr" / "mrhash.pth", "--save_codes",
+              folder / "codes.npz", "--picture", folder / "neighbours.png", *SMALL], ROOT)):
+        done = run_script(*command, cwd=cwd)
+        assert done.returncode == 0, done.stdout + done.stderr
+        outputs.append(done.stdout)
+    return folder, outputs

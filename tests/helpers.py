@@ -1,0 +1,71 @@
+"""What several test files share: running the scripts, and small pairs of images to run them on."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["--cache_dir", "none", "--device", "cpu"]
+
+
+def run_script(*command, cwd=ROOT):
+    """A script in a process of its own, one thread; returns it with stdout and stderr as text."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    return subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True,
+                          env=environment, timeout=300)
+
+
+def script_module(name):
+    """A script as a module. `import test` could find Python's own package, hence by file."""
+    spec = importlib.util.spec_from_file_location(f"script_{Path(name).stem}", ROOT / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def call(capsys, name, *arguments):
+    """The same in this process, which saves importing torch: exit code, stdout, stderr."""
+    from utils import run
+    module, before = script_module(name), sys.argv
+    sys.argv = [name, *map(str, arguments)]
+    try:
+        try:
+            code = run(module.main)
+        except SystemExit as stop:  # argparse
+            code = stop.code
+    finally:
+        sys.argv = before
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def make_pairs(folder, per_class=14, seed=0):
+    """Three textures, a coarse and a fine view of each; class folders, differing extensions."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[:32, :32]
+    for kind, colour in (("field", (90, 140, 60)), ("sea", (30, 60, 120)), ("town", (150, 140, 140))):
+        for view in ("coarse", "fine"):
+            (folder / view / kind).mkdir(parents=True)
+        for number in range(per_class):
+            wave = 40 * np.sin((x + y * generator.uniform(-1, 1)) * (1.5 if kind == "town" else 0.5))
+            fine = np.clip(np.array(colour) + wave[..., None] * (kind != "sea")
+                           + generator.normal(0, 12, (32, 32, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(fine).save(folder / "fine" / kind / f"{number:02d}.png")
+            Image.fromarray(fine[::2, ::2]).save(folder / "coarse" / kind / f"{number:02d}.bmp")
+
+
+def stage1_flags(folder):
+    return ["--data_name", "pairs", "--source1", folder / "coarse", "--source2", folder / "fine",
+            "--feature_backbone", "resnet18", "--feature_weights", "none", "--image_size", 32, "--epoch", 6,
+            "--batch_size", 16, *SMALL]
+
+
+def stage2_flags(stage1):
+    return ["--pretrained_dp_path", stage1, "--hash_bit", 12, "--model_type", "resnet18", "--weights", "none",
+            "--multi_lr", 1, "--image_size", 32, "--n_clusters", 4, "--max_epoch", 2, "--batch_size", 16,
+            "--eval_frequency", 2, *SMALL]
