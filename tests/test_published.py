@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL, call, script_module, stage1_flags, stage2_flags
+from helpers import ROOT, SMALL, call, script_module, stage1_flags, stage2_flags
 
 import hamming
 import loss
@@ -325,3 +325,18 @@ def test_the_similarity_matrix_comes_with_the_codes_of_its_rows_and_columns(trai
     flags = ["--output_dir", tmp_path / "b", "--save_codes", tmp_path / "mine.npz"]
     assert call(capsys, "test.py", *model, *flags)[0] == 0
     assert (tmp_path / "mine.npz").exists() and not (tmp_path / "b" / "codes.npz").exists()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_documented_settings_are_those_of_the_preset(name):
+    lines = (ROOT / "docs" / "reproduction.md").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("| stage") and f"`{name}`" in line)
+    rows = {}
+    for line in lines[start + 2:]:
+        if not line.startswith("|"):
+            break
+        flag, published, *_ = (cell.strip() for cell in line.strip("|").split("|"))
+        rows[flag.strip("`").removeprefix("--")] = published
+    for key, value in options.PRESETS["published"][name].items():
+        assert rows.pop(key) == str(value)
+    assert set(rows) <= {"R"}
