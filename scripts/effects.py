@@ -19,9 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cells import add_cell_flags, pretrain, run_cells, train_and_test
-
 import hamming
+from cells import add_cell_flags, pretrain, run_cells, train_and_test
 from test import measure, read_codes
 from utils import ArgumentParser, positive_int, resolve_path, run
 

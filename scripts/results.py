@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from cells import add_cell_flags, pretrain, run_cells, train_and_test
 
 import hamming
+from cells import add_cell_flags, pretrain, run_cells, train_and_test
 from data_loader import DataConfig, load_dataset
 from features import dataset_features
 from utils import ArgumentParser, positive_int, resolve_path, run, write_json

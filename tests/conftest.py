@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from helpers import ROOT, SMALL, make_pairs, run_script, stage1_flags, stage2_flags
 
 

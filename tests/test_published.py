@@ -1,5 +1,6 @@
 """What "as published" means, held against numbers written down here: settings, schedules, targets, files."""
 
+import csv
 import json
 import pickle
 import random
@@ -7,12 +8,12 @@ import random
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, SMALL, call, script_module, stage1_flags, stage2_flags
 
 import hamming
 import loss
 import options
 from data_loader import DataConfig, load_dataset
+from helpers import ROOT, SMALL, call, script_module, stage1_flags, stage2_flags
 from utils import seed_everything
 
 # Sun et al., TGRS 2022, and the code published with it.
@@ -340,3 +341,69 @@ def test_the_documented_settings_are_those_of_the_preset(name):
     for key, value in options.PRESETS["published"][name].items():
         assert rows.pop(key) == str(value)
     assert set(rows) <= {"R"}
+
+
+# ------------------------------------------------------------------------ the table of effects
+
+
+def test_every_variant_of_the_effects_is_a_setting_that_the_scripts_know():
+    effects = script_module("scripts/effects.py")
+    parse = {name: script_module(FILES[name]).parse_arguments for name in ("autoencoder.py", "train.py")}
+    for row, variants in effects.ROWS.items():
+        (default, (first, second)), *others = variants.items()
+        assert not first and not second, f"{row}: {default} is to be the default"
+        for variant, (first, second) in others:
+            changed = [vars(parse["autoencoder.py"]([str(flag) for flag in first])),
+                       vars(parse["train.py"]([*NEEDED["train.py"], *map(str, second)]))]
+            ours = [vars(parse["autoencoder.py"]([])), vars(parse["train.py"](NEEDED["train.py"]))]
+            assert changed != ours, f"{row}: {variant} changes nothing"
+
+
+def test_the_effects_are_compared_seed_by_seed_and_rows_made_before_stay(trained, tmp_path, capsys, monkeypatch):
+    effects = script_module("scripts/effects.py")
+    pretrained, cells = [], []
+
+    def pretrain(args, cell, seed, flags):
+        pretrained.append((cell.name, seed, *flags))
+        return cell / "autoencoder.pth"
+
+    def train_and_test(args, cell, path, bits, seed, flags):
+        cells.append((cell.name, path.parent.name, *flags))
+        if "once" in flags and seed == 15:
+            raise RuntimeError("exit 2: error: out of luck")
+        cell.mkdir(parents=True, exist_ok=True)
+        (cell / "codes.npz").write_bytes((trained[0] / "codes.npz").read_bytes())
+        gain = {"batchmean": 0.02 * (seed - 13), "once": -0.1}
+        return {"bits": bits, "seed": seed, "map": 0.5 + 0.01 * seed + sum(gain.get(flag, 0) for flag in flags),
+                "latent_map": 0.6, "R": 13}
+
+    monkeypatch.setattr(effects, "pretrain", pretrain)
+    monkeypatch.setattr(effects, "train_and_test", train_and_test)
+
+    def table(*rows):
+        flags = ["--data_name", "demo", "--output_dir", str(tmp_path), "--rows", *rows]
+        monkeypatch.setattr("sys.argv", ["effects.py", *flags])
+        effects.main()
+        captured = capsys.readouterr()
+        with open(tmp_path / "demo" / "effects.csv", newline="") as file:
+            return captured.out, captured.err, list(csv.DictReader(file))
+
+    out, error, records = table("kl", "targets", "encoder")
+    assert "| kl | mean | 0.640 (0.020) | 0.600 (0.000) |" in out
+    assert "| kl | batchmean | 0.660 (0.060), +2.0 [+0.0 +2.0 +4.0] |" in out
+    assert "| targets | once | 0.535 (0.010), -10.0 [-10.0 -10.0] |" in out  # the failed seed is left out
+    assert "out of luck" in error and error.count("failed") == 1
+    # what rows share is made once, and each autoencoder leads to its own cells
+    assert len(pretrained) == len(set(pretrained)) == 9
+    assert len(cells) == len(set(cells)) == 15
+    assert ("autoencoder-source2-none-14", 14, "--source2", "none") in pretrained
+    assert {path for name, path, *_ in cells if name.startswith("source2-none--")} == {
+        f"autoencoder-source2-none-{seed}" for seed in (13, 14, 15)}
+    assert len(records) == 6 + 5 + 9
+
+    out, _, records = table("ties", "targets")
+    assert len(records) == 6 + 5 + 9 + 12
+    results = json.loads((trained[0] / "mr" / "results.json").read_text())
+    for ties, key in (("expected", "map"), ("min", "map_min"), ("max", "map_max")):
+        assert [float(record["map"]) for record in records if (record["row"], record["variant"]) == ("ties", ties)
+                ] == pytest.approx([results[key]] * 3, abs=1e-6)

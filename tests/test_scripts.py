@@ -8,10 +8,10 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, SMALL, call, make_pairs, run_script, script_module, stage1_flags, stage2_flags
 from PIL import Image
 
 import hamming
+from helpers import ROOT, SMALL, call, make_pairs, run_script, script_module, stage1_flags, stage2_flags
 
 
 def test_the_three_commands_lead_from_images_to_a_map(trained):
