@@ -407,3 +407,20 @@ def test_the_effects_are_compared_seed_by_seed_and_rows_made_before_stay(trained
     for ties, key in (("expected", "map"), ("min", "map_min"), ("max", "map_max")):
         assert [float(record["map"]) for record in records if (record["row"], record["variant"]) == ("ties", ties)
                 ] == pytest.approx([results[key]] * 3, abs=1e-6)
+
+
+def test_the_table_of_pseudo_labels_measures_what_it_says(trained, tmp_path, capsys):
+    path = trained[0] / "ae" / "autoencoder.pth"
+    code, out, error = call(capsys, "scripts/pseudo_labels.py", path, "--n_clusters", 2, 5, "--cache_dir", "none")
+    assert code == 0, error
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines()
+            if line.startswith("| ae")]
+    assert [row[1] for row in rows] == ["2", "5"]
+    latent_map = torch.load(path, weights_only=True)["latent_map"]
+    for _, clusters, latents, assignments, q, p in rows:
+        assert latents == f"{latent_map:.3f}"
+        assert 0 < float(assignments) <= 1
+        assert 1 <= float(p) < float(q) <= float(clusters)  # targets are sharper than what they are made of
+    module = script_module("scripts/pseudo_labels.py")
+    assert module.spread(torch.tensor([[0.5, 0.5, 0], [0.5, 0, 0.5]])) == pytest.approx(2)
+    assert module.spread(torch.eye(3)) == pytest.approx(1)
