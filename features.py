@@ -64,7 +64,7 @@ def features_of(source: ImageSource, label: str, backbone_name: str, backbone: B
     store = ImageStore.open(source, store_label, image_size, cache_dir, workers)
     loader = ImageLoader(store, device)
     if backbone.needs_calibration:
-        _calibrate(backbone, loader, image_size, batch_size)
+        _calibrate(backbone, loader, image_size)
     batches = apply_network(backbone, loader, np.arange(len(store)), image_size, batch_size, amp,
                             f"features {label}")
     if path is None:
@@ -88,11 +88,14 @@ def features_of(source: ImageSource, label: str, backbone_name: str, backbone: B
     return np.load(path, mmap_mode="r")
 
 
-def _calibrate(backbone: Backbone, loader: ImageLoader, image_size: int, batch_size: int) -> None:
-    """Batch normalisation of a random backbone: statistics of up to 256 images spread over the source."""
+def _calibrate(backbone: Backbone, loader: ImageLoader, image_size: int) -> None:
+    """Batch normalisation of a random backbone: statistics of up to 256 images spread over the source.
+
+    In batches of their own size: features must not depend on the --batch_size of the script that needs them.
+    """
     rows = np.unique(np.linspace(0, len(loader.store) - 1, 256).round().astype(np.int64))
     transform = Transform(image_size, loader.store.side)
-    batches = loader.batches(torch.from_numpy(rows).split(batch_size))
+    batches = loader.batches(torch.from_numpy(rows).split(128))
     backbone.to(loader.device, memory_format=torch.channels_last)
     backbone.calibrate(transform.test(images, sizes) for images, sizes in batches)
 
