@@ -3,6 +3,8 @@
 import base64
 import pickle
 import pickletools
+import time
+import tracemalloc
 from collections import OrderedDict
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import feature_files
 from feature_files import features_of_lists, read_features
 from utils import InputError
 
@@ -134,29 +137,86 @@ def test_every_other_name_is_refused(tmp_path, module, name):
         read_features(write(tmp_path / "trap.pkl", by_name(module, name, b"echo sprung")))
 
 
+def test_the_admitted_names_are_these():
+    assert {f"{module}.{name}" for module, name in feature_files.NAMES} == {
+        "numpy.ndarray", "numpy.dtype", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
+        "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.core.numeric._frombuffer",
+        "numpy._core.numeric._frombuffer", "_codecs.encode", "collections.OrderedDict", "builtins.bytes",
+        "builtins.set", "builtins.frozenset", "__builtin__.bytes", "__builtin__.set", "__builtin__.frozenset"}
+
+
 @pytest.mark.parametrize(("raw", "message"), [
-    (pickle.dumps({"data": np.array([[None]]), "labels": [1]}), "dtype O8, and only numbers"),
-    (pickle.dumps({"data": np.array([["a"]]), "labels": [1]}), "dtype U1, and only numbers"),
-    (pickle.dumps({"data": np.zeros(1, [("a", "f4")]), "labels": [1]}), "dtype V4, and only numbers"),
     # numpy.ndarray called directly could be given a buffer of pointers
-    (by_name("numpy", "ndarray", b"x"), "call of numpy.ndarray"),
-    # a codec could unpack a bomb, or, as "unicode_escape" once did, crash
-    (b"c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00zip\x86R.", "codec zip"),
+    (by_name("numpy", "ndarray", b"x"), "asks for a call of numpy.ndarray"),
+    # a codec could unpack a bomb
+    (b"c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00zip\x86R.", "codec other than latin1"),
     # a dotted name would walk through attributes
     (b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.__init__\x93.", r"numpy.ndarray.__init__, and only"),
-])
-def test_what_could_reach_numpys_own_unpickling_is_refused(tmp_path, raw, message):
-    with pytest.raises(InputError, match=message):
+    (b"\x80\x04NN\x93.", "asks for something without a name"),
+    (b"c" + b"x" * 5000 + b"\ny\n.", r"x{100}\.\.\., and only"),
+    (b"c\x1b[2J\nsystem\n.", r"\\x1b\[2J.system'?, and only"),  # no control sequence reaches the terminal
+    # BUILD would set attributes, of a function or of a list
+    (b"cnumpy\ndtype\n(N}X\x0c\x00\x00\x00__defaults__)stb.", "a state of what is no array"),
+    (b"](N}tb.", "a state of what is no array"),
+    # a text in place of a function, and instructions that make objects of classes
+    (b"X\x02\x00\x00\x00os)R.", "a call of what is no function"),
+    (b"\x80\x02cnumpy\ndtype\n)\x81.", "the instruction NEWOBJ"),
+    (b"(ios\nsystem\n.", "the instruction INST"),
+    (b"\x80\x02\x82\x01.", "the instruction EXT1"),
+    (b"Pname\n.", "the instruction PERSID"),
+    (b"\x80\x05\x97.", "the instruction NEXT_BUFFER")])
+def test_what_could_run_or_change_something_is_refused(tmp_path, raw, message):
+    with pytest.raises(InputError, match=message) as caught:
         read_features(write(tmp_path / "trap.pkl", raw))
+    assert len(str(caught.value)) < 500 and str(caught.value).isprintable()
 
 
-def test_a_pickle_cannot_change_the_reader_for_the_next_one(tmp_path):
-    """BUILD sets attributes of whatever it is given: here the code of an admitted function."""
-    good = pickle.dumps({"data": DATA, "labels": LABELS})
-    spoilt = b"cnumpy\ndtype\n(N}X\x0c\x00\x00\x00__defaults__)stb."  # setattr(dtype, "__defaults__", ())
-    with pytest.raises(InputError):
-        read_features(write(tmp_path / "spoilt.pkl", spoilt))
-    np.testing.assert_array_equal(read_features(write(tmp_path / "good.pkl", good))[0], DATA)
+@pytest.mark.parametrize("raw", [
+    b"\x80\x02}" + b")" + b"\x85" * 10**6 + b"Ns.",  # a tuple of a million levels as a key: its hash recurses
+    b"\x80\x02})" + b"2\x86" * 60 + b"Ns.",  # 2^60 leaves to be hashed
+    b"\x80\x04\x8f(" + b")" + b"2\x86" * 60 + b"\x90.",  # the same in a set
+    b"cnumpy\ndtype\n]" + b"q\x00\x85" * 40 + b"R.",  # and in a message
+    b"\x80\x02Nr\xff\xff\xff\x7f.",  # an entry 2^31 of the memo
+    b"\x80\x05\x96" + b"\xff" * 7 + b"\x7f.",  # 2^63 bytes are to come
+    b"\x80\x04\x95" + b"\xff" * 8 + b"N.",
+    b"I" + b"9" * 10**6 + b"\n.",
+    b"]" * 10**6 + b".",
+    b"(d(lp0\nS'x'\np1\n" + b"g1\na" * 10**4 + b".",
+    b"\x80\x02X\x00\x10\x00\x00" + b"a" * 4096 + b"q\x01c_codecs\nencode\nq\x02X\x06\x00\x00\x00latin1q\x03"
+    + b"h\x02h\x01h\x03\x86R" * 10**5 + b"."],  # the same text copied a hundred thousand times
+    ids=["deep", "wide", "set", "message", "memo", "bytearray", "frame", "digits", "lists", "refs", "copies"])
+def test_bombs_end_at_once_in_one_sentence(tmp_path, raw):
+    path = write(tmp_path / "bomb.pkl", raw)
+    started = time.process_time()
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError) as caught:
+            read_features(path)
+        assert tracemalloc.get_traced_memory()[1] < 300 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert time.process_time() - started < 20  # with tracing; they would take for ever
+    assert len(str(caught.value)) < 500
+
+
+def test_a_row_repeated_by_reference_is_not_unfolded(tmp_path):
+    row = np.zeros(100_000)
+    for rows in ([row] * 100_000, [row.tolist()] * 100_000):  # 80 GB
+        raw = pickle.dumps({"data": rows, "labels": [1] * 100_000})
+        with pytest.raises(InputError, match="again and again"):
+            read_features(write(tmp_path / "f.pkl", raw))
+
+
+def test_entries_that_are_not_needed_may_be_of_any_kind(tmp_path):
+    extra = {"names": np.array(["a", "b"]), "objects": np.array([None, "a"], dtype=object), "set": {"a", "b"},
+             "frozen": frozenset("a"), "bytes": b"", "more": b"ab", "none": None, 3: {"x": (1.5,)},
+             "dates": np.array(["2022-12-20"], "M8[D]"), "record": np.zeros(2, [("x", "f4")]),
+             "image": np.zeros((2, 3, 4, 5)).transpose(0, 3, 1, 2), "empty": np.zeros((0, 3)),
+             "longdouble": np.zeros(2, np.longdouble), "complex": np.zeros(1, complex)}
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        for name, value in extra.items():
+            raw = pickle.dumps({name: value, "data": DATA, "labels": LABELS}, protocol=protocol)
+            np.testing.assert_array_equal(read_features(write(tmp_path / "f.pkl", raw))[0], DATA)
 
 
 GOOD = pickle.dumps({"data": DATA, "labels": LABELS}, protocol=2)
@@ -187,22 +247,44 @@ def test_damaged_pickles_are_one_sentence_or_numbers(tmp_path_factory, data):
 
 @pytest.mark.parametrize(("content", "message"), [
     ([1, 2], "holds list, expected a dictionary of data and labels"),
-    ({"data": DATA}, "holds data, expected a dictionary of data and labels"),
-    ({}, "holds an empty dictionary"),
+    ({"data": DATA}, "a dictionary of 'data', expected a dictionary of data and labels"),
+    ({}, "a dictionary of nothing"),
     ({"data": DATA[0], "labels": LABELS}, r"shape \(3,\), expected numbers \(N, d\)"),
     ({"data": DATA[:0], "labels": LABELS[:0]}, r"shape \(0, 3\)"),
     ({"data": DATA > 0, "labels": LABELS}, "data is bool"),
     ({"data": DATA, "labels": LABELS[:3]}, "expected one integer for each of the 4 rows"),
     ({"data": DATA, "labels": LABELS / 1}, "labels are float64"),
     ({"data": DATA, "labels": "2011"}, "labels is no array of numbers"),
-    ({"data": [DATA[0], DATA[0, :2]], "labels": [1, 1]}, "data is no array of numbers"),
+    ({"data": [DATA[0], DATA[0, :2]], "labels": [1, 1]}, "data is no array of numbers but a list of rows of different"),
+    ({"data": [[1, 2], [1]], "labels": [1, 1]}, "data is no array of numbers but a list of rows of different"),
+    ({"data": np.array([[None]]), "labels": [1]}, "an array of dtype O8"),
+    ({"data": np.array([["a"]]), "labels": [1]}, "an array of dtype U1"),
+    ({"data": np.zeros((1, 1), np.longdouble), "labels": [1]}, "an array of dtype f16"),
+    ({"data": [], "labels": []}, r"shape \(0,\)"),
+    ({"data": DATA, "labels": np.full(4, 2**63, np.uint64)}, "a label is 9223372036854775808"),
+    ({"data": DATA, "labels": np.zeros((4, 0), int)}, r"labels are int64 of shape \(4, 0\)"),
+    ({10**5000: 1}, "a dictionary of nothing"),
+    ({"k" * 10**6: 1}, "a dictionary of 'k{20}'"),
     ({"data": DATA, "labels": [2, 0, 1, 2**80]}, "labels is no array of numbers"),
-    ({"data": np.where(DATA == 0.5, np.nan, DATA), "labels": LABELS}, "1 rows of data are not finite, first row 1"),
-    ({"data": np.where(DATA == 1, 1e300, DATA), "labels": LABELS}, "1 rows of data are not finite, first row 2")])
+    ({"data": np.where(DATA == 0.5, np.nan, DATA), "labels": LABELS}, "1 rows of data are not finite.* first row 1"),
+    ({"data": np.where(DATA == 1, 1e300, DATA), "labels": LABELS}, "1 rows of data are not finite.* first row 2")])
 def test_other_contents_are_one_sentence(tmp_path, content, message):
     with pytest.raises(InputError, match=message) as caught:
         read_features(write(tmp_path / "features.pkl", pickle.dumps(content)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("start", "message"), [
+    (b"PK\x03\x04", "is a zip"), (b"\x93NUMPY", "is an .npy"), (b"\x1f\x8b\x08", "is compressed"),
+    (b"", "not a whole pickle")])
+def test_files_of_another_kind_are_named(tmp_path, start, message):
+    with pytest.raises(InputError, match=message):
+        read_features(write(tmp_path / "features.pkl", start))
+
+
+def test_lists_of_lists_of_numbers_are_read(tmp_path):
+    path = write(tmp_path / "f.pkl", pickle.dumps({"data": DATA.tolist(), "labels": LABELS.tolist()}))
+    np.testing.assert_array_equal(read_features(path)[0], DATA)
 
 
 def test_a_list_that_holds_itself_is_one_sentence(tmp_path):
