@@ -173,6 +173,23 @@ def build_autoencoder(checkpoint: dict, path: Path, latent_dim: int | None) -> M
     return autoencoder
 
 
+def feature_files_of(checkpoint: dict, path: Path, given: Sequence[str | None]) -> list[str | None]:
+    """For each source its file of features, as `given` or as the checkpoint of stage 1 has it; None for images.
+
+    Raises:
+        InputError: a file is given for a source that had none, or is not there any more.
+    """
+    files = checkpoint["features"].get("files", [None, None])
+    for number, file in enumerate(given):
+        if file is not None and files[number] is None:
+            raise InputError(f"--features{number + 1} {file} contradicts {path}, which has no file of features for "
+                             f"source {number + 1}: leave the flag out")
+        if file is None and files[number] is not None and not resolve_path(files[number]).is_file():
+            raise InputError(f"{path} was made from the features {files[number]}, which are not there now: name their "
+                             f"new place with --features{number + 1}")
+    return [new or old for new, old in zip(given, files, strict=True)]
+
+
 def main() -> None:
     args = parse_arguments()
     device = pick_device(args.device)
@@ -191,17 +208,12 @@ def main() -> None:
         print("warning: --select test_map chooses the epoch by the labels of the test queries; do not "
               "compare its result with label-free methods", file=sys.stderr)
     R = choose_R(args.R, dataset.labels[dataset.database]) if labelled else None
+    files = feature_files_of(stage1, stage1_path, [args.features1, args.features2])
     output_dir = resolve_path(args.output_dir or f"runs/mrhash_{dataset.name.lower()}_{args.hash_bit}bit")
     settings = {**vars(args), "R": R, "fingerprint": dataset.fingerprint}
     log = Run(output_dir, "mrhash.pth", settings, args.resume, args.overwrite,
               harmless={"output_dir", "preset", "resume", "overwrite", "device", "workers", "cache_dir", "data_dir",
                         "pretrained_dp_path", "feature_weights", "features1", "features2", "max_epoch"})
-    before = stage1["features"].get("files", [None, None])
-    for number, file in enumerate((args.features1, args.features2)):
-        if file is not None and before[number] is None:
-            raise InputError(f"--features{number + 1} {file} contradicts {stage1_path}, which extracted the features "
-                             f"of source {number + 1} from images: leave the flag out")
-    files = [args.features1 or before[0], args.features2 or before[1]]
     arrays, _ = dataset_features(dataset, stage1["features"],
                                  args.feature_weights or stage1["features"]["feature_weights"], device,
                                  args.batch_size, args.workers, args.cache_dir, files)
@@ -234,7 +246,8 @@ def main() -> None:
                   else log.state["target"].to(device))
 
     # ------------------------------------------------------------ loop
-    started = time.time()
+    log.start()
+    started = time.time() - log.seconds
     for epoch in range(log.first_epoch, args.max_epoch + 1):
         begun = time.time()
         rate = step_decay(args.lr, epoch, 0.7, 10)

@@ -251,7 +251,9 @@ class Run:
 
     def __init__(self, folder: Path, result: str, settings: dict[str, Any], resume: bool,
                  overwrite: bool, harmless: set[str]) -> None:
-        """Open `folder`; with `resume`, load last.pth and check that it had the same settings.
+        """Look at `folder`; with `resume`, load last.pth and check that it had the same settings.
+
+        Nothing is written or removed before `start`, so that a bad flag beside --overwrite loses nothing.
 
         Args:
             result: name of the file that the finished run writes. settings: plain values that describe
@@ -260,7 +262,8 @@ class Run:
             InputError: the folder holds a run and neither flag says what to do, or the settings
                 differ, or the folder cannot be written.
         """
-        self.folder, self.settings = folder, settings
+        self.folder, self.settings, self.result = folder, settings, result
+        self.seconds = 0.0  # that the run took before it was resumed
         self.state: dict[str, Any] | None = None
         if folder.exists() and not folder.is_dir():
             raise InputError(f"--output_dir {folder} is a file, expected a folder")
@@ -279,16 +282,20 @@ class Run:
                              "to replace it, or choose another --output_dir")
         elif resume:
             print(f"nothing to resume in {folder}, starting from the beginning")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", {**settings, "environment": environment()})
+        folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is said now, not after the work
         self.log_path = folder / "log.jsonl"
+
+    def start(self) -> None:
+        """Write config.json and the log so far; what an earlier run left goes. Called when all else is ready."""
+        write_json(self.folder / "config.json", {**self.settings, "environment": environment()})
         kept = []
         if self.state is not None and self.log_path.exists():
             lines = self.log_path.read_text().splitlines()
             kept = [line for line in lines if json.loads(line)["epoch"] <= self.state["epoch"]]
+            self.seconds = json.loads(kept[-1]).get("seconds", 0.0) if kept else 0.0
         else:
-            for stale in (last, folder / result):
-                stale.unlink(missing_ok=True)
+            for stale in ("last.pth", self.result):
+                (self.folder / stale).unlink(missing_ok=True)
         with atomic_file(self.log_path) as file:
             file.write("".join(line + "\n" for line in kept).encode())
 

@@ -164,7 +164,8 @@ def main() -> None:
     labelled = dataset.labels is not None
     if args.select == "test_map":
         if not labelled:
-            raise InputError("--select test_map needs labels, and these images have none: use loss or last")
+            raise InputError("--select test_map (part of --preset published) needs labels, and these images have none: "
+                             "use --select loss or last")
         print("warning: --select test_map chooses the epoch by the labels of the test queries, as published; "
               "do not compare its result with label-free methods", file=sys.stderr)
     R = choose_R(args.R, dataset.labels[dataset.database]) if labelled else None
@@ -177,6 +178,11 @@ def main() -> None:
                         "image_size": args.image_size, "amp": args.amp, "files": files}
     arrays, content = dataset_features(dataset, feature_settings, args.feature_weights, device,
                                        min(args.batch_size, 128), args.workers, args.cache_dir, files)
+    if args.features1 and args.features2:  # no backbone took part
+        feature_settings |= {"feature_backbone": None, "feature_weights": None}
+    if log.state is not None and log.state.get("content", content) != content:
+        raise InputError(f"cannot resume {output_dir} with other features: the weights or feature files are not those "
+                         "that it began with")
     features = [torch.from_numpy(x[dataset.train]).to(device) for x in arrays]
 
     # ------------------------------------------------------------ model, optimiser
@@ -190,7 +196,9 @@ def main() -> None:
         best = log.state["best"]
 
     # ------------------------------------------------------------ loop
-    started = saved = time.time()
+    log.start()
+    saved = time.time()
+    started = saved - log.seconds
     for epoch in progress(range(log.first_epoch, args.epoch), "autoencoder"):
         for group in optimizer.param_groups:
             group["lr"] = step_decay(args.lr, epoch, 0.5, 40)
@@ -209,7 +217,7 @@ def main() -> None:
         record["seconds"] = round(time.time() - started, 2)
         log.log(record)
         if final or time.time() - saved > 30:  # an epoch takes less time than writing it to disk
-            log.save(epoch, model=model.state_dict(), optimizer=optimizer.state_dict(), best=best)
+            log.save(epoch, content=content, model=model.state_dict(), optimizer=optimizer.state_dict(), best=best)
             saved = time.time()
         if due:
             print(f"epoch {epoch}: loss {loss:.5f}" + (f", latent mAP@{R} {record['latent_map']:.4f}"

@@ -48,13 +48,27 @@ def run_script(log: Path, jobs: int, *command: object) -> None:
         done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, stdout=file, check=False,
                               stderr=subprocess.STDOUT, env=environment)
     if done.returncode:
-        raise RuntimeError(f"exit {done.returncode}: {log.read_text().strip().splitlines()[-1]}")
+        lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+        raise RuntimeError(f"exit {done.returncode}: {lines[-1]}")
+
+
+def check_settings(cell: Path, wanted: dict[str, Any]) -> None:
+    """Raise RuntimeError when a finished cell was made with other settings than are asked for now."""
+    config = json.loads((cell / "config.json").read_text())
+    differing = [f"{name} {config.get(name)}, not {value}" for name, value in wanted.items()
+                 if str(config.get(name)).lower() != str(value).lower()]
+    if differing:
+        raise RuntimeError(f"{cell} was made with {'; '.join(differing)}: choose another --output_dir")
 
 
 def pretrain(args: Namespace, cell: Path, seed: int, flags: Iterable[object] = ()) -> Path:
     """autoencoder.py into `cell`, with `flags` beside those of the table; returns its autoencoder.pth."""
     result = cell / "autoencoder.pth"
-    if not result.exists():
+    if result.exists():
+        check_settings(cell, {"data_name": args.data_name, "split_dir": args.split_dir, "seed": seed,
+                              "max_per_class": args.max_per_class, "feature_backbone": args.backbone,
+                              "feature_weights": args.weights})
+    else:
         choices = [part for name in ("split_dir", "max_per_class") if getattr(args, name) is not None
                    for part in (f"--{name}", getattr(args, name))]
         run_script(cell / "output.txt", args.jobs, "myautoencoder/autoencoder.py", "--data_name", args.data_name,
@@ -65,17 +79,20 @@ def pretrain(args: Namespace, cell: Path, seed: int, flags: Iterable[object] = (
 
 
 def train_and_test(args: Namespace, cell: Path, pretrained: Path, bits: int, seed: int,
-                   flags: Iterable[object] = (), test_flags: Iterable[object] = ()) -> dict[str, Any]:
+                   flags: Iterable[object] = ()) -> dict[str, Any]:
     """train.py and test.py into `cell`; returns what the table wants to know of the finished cell."""
-    if not (cell / "results.json").exists():
+    if (cell / "results.json").exists():
+        check_settings(cell, {"model_type": args.backbone, "weights": args.weights, "image_size": args.image_size,
+                              "max_epoch": args.max_epoch, "batch_size": args.batch_size, "seed": seed,
+                              "hash_bit": bits, "amp": args.amp})
+    else:
         run_script(cell / "train.txt", args.jobs, "train.py", "--hash_bit", bits, "--pretrained_dp_path",
                    pretrained, "--model_type", args.backbone, "--weights", args.weights, "--image_size",
                    args.image_size, "--max_epoch", args.max_epoch, "--batch_size", args.batch_size,
                    "--eval_frequency", 0, "--seed", seed, "--cache_dir", args.cache_dir, "--output_dir", cell,
                    "--resume", *(["--amp"] if args.amp else []), *flags)
         run_script(cell / "test.txt", args.jobs, "test.py", "--hash_bit", bits, "--pretrain_path",
-                   cell / "mrhash.pth", "--cache_dir", args.cache_dir, "--save_codes", cell / "codes.npz",
-                   *test_flags)
+                   cell / "mrhash.pth", "--cache_dir", args.cache_dir, "--save_codes", cell / "codes.npz")
         (cell / "last.pth").unlink(missing_ok=True)  # the optimiser's state of a finished run
     results = json.loads((cell / "results.json").read_text())
     config = json.loads((cell / "config.json").read_text())
@@ -89,13 +106,16 @@ def train_and_test(args: Namespace, cell: Path, pretrained: Path, bits: int, see
 
 
 def run_cells(jobs: int, cells: list[tuple[str, Callable[[], Any]]]) -> tuple[list[Any], list[str]]:
-    """Call every cell, `jobs` at once; a failed one gives None and a line, and does not stop the others."""
+    """Call every cell, `jobs` at once; a failed one gives None and a line, and does not stop the others.
+
+    What a cell may fail by: its script, bad input, files that are missing or of another make.
+    """
     failed: list[str] = []
 
     def attempt(cell: tuple[str, Callable[[], Any]]) -> Any:
         try:
             return cell[1]()
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
             failed.append(f"{cell[0]}: {error}")
             return None
 

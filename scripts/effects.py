@@ -11,6 +11,7 @@ seed. A cell is the three scripts, run as a user would; it can be stopped and st
 from __future__ import annotations
 
 import csv
+import io
 import statistics
 import sys
 from functools import partial
@@ -19,10 +20,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+
 import hamming
 from cells import add_cell_flags, pretrain, run_cells, train_and_test
 from test import measure, read_codes
-from utils import ArgumentParser, positive_int, resolve_path, run
+from utils import ArgumentParser, InputError, atomic_file, positive_int, resolve_path, run
 
 # row -> variant -> (flags of autoencoder.py, flags of train.py). The first variant of a row is our default.
 ROWS: dict[str, dict[str, tuple[list, list]]] = {
@@ -39,7 +42,7 @@ ROWS: dict[str, dict[str, tuple[list, list]]] = {
     "lambda0": {"5": ([], []), "0": ([], ["--lambda0", 0])},
     "clusters": {"16": ([], []), "8": ([], ["--n_clusters", 8]), "32": ([], ["--n_clusters", 32]),
                  "64": ([], ["--n_clusters", 64])},
-    "batch_norm": {"frozen": ([], []), "adapt": ([], ["--batch_norm", "adapt"])},
+    "batch_norm": {"auto": ([], []), "adapt": ([], ["--batch_norm", "adapt"])},
     "all": {"ours": ([], []), "published": (["--preset", "published"], ["--preset", "published"])},
 }
 TIES = "ties"  # a row of its own kind: the codes of the default cells, ranked in four ways
@@ -51,7 +54,9 @@ def parse_arguments():
                         help="rows to make; encoder needs a second source")
     parser.add_argument("--hash_bit", type=positive_int, default=32, help="length of the codes")
     add_cell_flags(parser, "runs/effects")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.rows, args.seeds = list(dict.fromkeys(args.rows)), list(dict.fromkeys(args.seeds))
+    return args
 
 
 def folder_name(flags: list) -> str:
@@ -59,49 +64,63 @@ def folder_name(flags: list) -> str:
     return "-".join(str(flag).lstrip("-") for flag in flags) or "default"
 
 
-def comparison(default: dict[int, float], other: dict[int, float]) -> str:
-    """Mean and spread of a variant, and its difference from the default, seed by seed."""
+def comparison(default: dict[int, float], other: dict[int, float], seeds: list[int]) -> str:
+    """Mean (max - min) of a variant and its difference from the default in points, mean and [each seed]."""
     values = list(other.values())
     text = f"{statistics.mean(values):.3f} ({max(values) - min(values):.3f})"
-    differences = [value - default[seed] for seed, value in other.items() if seed in default]
-    if default is other or not differences:
+    if len(values) < len(seeds):
+        text += f" of {len(values)} seeds"
+    both = [seed for seed in seeds if seed in default and seed in other]
+    if default is other or not both:
         return text
-    signs = " ".join(f"{100 * difference:+.1f}" for difference in differences)
-    return f"{text}, {100 * statistics.mean(differences):+.1f} [{signs}]"
+    differences = [100 * (other[seed] - default[seed]) for seed in both]
+    signs = " ".join(f"{difference:+.1f}" for difference in differences)
+    return f"{text}, {statistics.mean(differences):+.1f} [{signs}]"
 
 
-def print_rows(records: list[dict[str, Any]], rows: list[str]) -> None:
-    """Markdown: a line a variant; differences in points of mAP, mean and [each seed]."""
+def print_rows(records: list[dict[str, Any]], rows: list[str], seeds: list[int]) -> None:
+    """Markdown: a line a variant."""
     print("| row | variant | codes: mAP@R mean (max - min), points to the first variant [each seed] | latents |")
     print("|---|---|---|---|")
     for row in rows:
-        first: dict[str, dict[int, float]] = {}
-        for variant in dict.fromkeys(record["variant"] for record in records if record["row"] == row):
-            cells = [""]
-            for name in ("map", "latent_map"):
-                values = {record["seed"]: record[name] for record in records
-                          if (record["row"], record["variant"]) == (row, variant)}
-                cells.append(comparison(first.setdefault(name, values), values))
-            if row == TIES:
-                cells[2] = ""
-            print(f"| {row} | {variant} | {cells[1]} | {cells[2]} |")
+        variants = list(ROWS[row]) if row != TIES else hamming.TIES
+        values = {(variant, name): {record["seed"]: record[name] for record in records
+                                    if (record["row"], record["variant"]) == (row, variant)}
+                  for variant in variants for name in ("map", "latent_map")}
+        for variant in variants:
+            if values[variant, "map"]:
+                cells = [comparison(values[variants[0], name], values[variant, name], seeds)
+                         for name in ("map", "latent_map")]
+                print(f"| {row} | {variant} | {cells[0]} | {cells[1] if row != TIES else ''} |")
+
+
+SAME = ("row", "variant", "bits", "seed", "image_size", "epochs", "batch_size")
 
 
 def write_csv(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write the records; those of other rows that the file holds already stay."""
-    made = {record["row"] for record in records}
-    kept = []
+    """Write the records; those that the file holds already stay, unless they are made anew."""
+    records = [{name: round(value, 6) if isinstance(value, float) else value for name, value in record.items()}
+               for record in records]
     if path.exists():
+        made = {tuple(str(record.get(name)) for name in SAME) for record in records}
         with open(path, newline="") as file:
-            kept = [record for record in csv.DictReader(file) if record["row"] not in made]
-    records = [*kept, *({name: round(value, 6) if isinstance(value, float) else value
-                         for name, value in record.items()} for record in records)]
-    order = [*ROWS, TIES]
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(records[-1]))
-        writer.writeheader()
-        writer.writerows(sorted(records, key=lambda record: order.index(record["row"])))
+            records = [*(record for record in csv.DictReader(file)
+                         if tuple(str(record.get(name)) for name in SAME) not in made), *records]
+    order = {row: number for number, row in enumerate([*ROWS, TIES])}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for record in records for name in record)), restval="",
+                            lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(sorted(records, key=lambda record: order.get(record["row"], len(order))))
+    with atomic_file(path) as file:
+        file.write(text.getvalue().encode())
     print(f"wrote {path}")
+
+
+def maps_by_ties(cell: Path, R: int) -> dict[str, float]:
+    """mAP@R of the codes of a cell in each way of treating ties."""
+    content = read_codes(cell / "codes.npz", None, None)
+    return {ties: measure(content, R, ties, "cpu")[0]["map"] for ties in hamming.TIES}
 
 
 def main() -> None:
@@ -124,6 +143,12 @@ def main() -> None:
         pretrained.update(zip(keys, done, strict=True))
         failed += lost
 
+    if "encoder" in args.rows:
+        path = next((path for (name, _), path in pretrained.items() if name == "default" and path), None)
+        if path is not None and torch.load(path, weights_only=True)["network"]["encoder"] != "dual":
+            failed.append("row encoder: there is no second source")
+            wanted = [variant for variant in wanted if variant[0] != "encoder"]
+
     size = f"{args.hash_bit}bit-{args.image_size}px-{args.max_epoch}-{args.batch_size}"
     stage2 = {}
     for _, _, first, second in wanted:
@@ -141,20 +166,20 @@ def main() -> None:
     for row, variant, first, second in wanted:
         for seed in args.seeds:
             found = results.get((folder_name(first), folder_name(second), seed))
-            if found is None:
-                continue
-            if row != TIES:
+            if found is not None and row != TIES:
                 records.append({"data": args.data_name, "row": row, "variant": variant, **found})
-                continue
-            content = read_codes(folder / f"default--default-{size}-{seed}" / "codes.npz", None, None)
-            for ties in hamming.TIES:
-                value = measure(content, found["R"], ties, "cpu")[0]["map"]
-                records.append({"data": args.data_name, "row": row, "variant": ties, **found, "map": value})
+            elif found is not None:
+                cell = folder / f"default--default-{size}-{seed}"
+                tied, broken = run_cells(1, [(f"ties of {cell.name}", partial(maps_by_ties, cell, found["R"]))])
+                records += [{"data": args.data_name, "row": row, "variant": ties, **found, "map": value}
+                            for ties, value in (tied[0] or {}).items()]
+                lost += broken
     if records:
         write_csv(folder / "effects.csv", records)
-    print_rows(records, args.rows)
-    for line in [*failed, *lost]:
-        print(f"failed {line}", file=sys.stderr)
+        print_rows(records, args.rows, args.seeds)
+    if failed + lost:
+        raise InputError(f"{len(failed + lost)} of the cells failed; what is done stays done: "
+                         f"{'; '.join(failed + lost)}")
 
 
 if __name__ == "__main__":

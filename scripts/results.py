@@ -25,7 +25,7 @@ import hamming
 from cells import add_cell_flags, pretrain, run_cells, train_and_test
 from data_loader import DataConfig, load_dataset
 from features import dataset_features
-from utils import ArgumentParser, positive_int, resolve_path, run, write_json
+from utils import ArgumentParser, InputError, positive_int, resolve_path, run, write_json
 
 VARIANTS = {"dual": ["--encoder", "dual"], "unisource": ["--encoder", "unisource"], "none": ["--source2", "none"]}
 
@@ -59,7 +59,7 @@ def itq(features: np.ndarray, bits: int, generator: np.random.Generator, train: 
 
 def baselines(args, folder: Path, pretrained: Path, seed: int) -> list[dict]:
     """Float features, LSH and ITQ on the frozen features of source 1, on the split of `pretrained`."""
-    path = folder / f"baselines-{seed}.json"
+    path = folder / f"baselines-{'-'.join(map(str, args.hash_bit))}-{seed}.json"
     if path.exists():
         return json.loads(path.read_text())
     checkpoint = torch.load(pretrained, weights_only=True)
@@ -127,6 +127,8 @@ def main() -> None:
         baselines, args, folder, pretrained[pair], pair[1])) for pair in first_pairs])
     rows += [row for record in compared for row in record or []]
     failed += lost + lost_cells + lost_baselines
+    if not rows:
+        raise InputError(f"no cell was made: {'; '.join(failed)}")
     names = list(dict.fromkeys(name for row in rows for name in row))
     with open(folder / "results.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, names)
@@ -141,8 +143,8 @@ def main() -> None:
         if values:
             print(f"latents of {method}: {statistics.mean(values):.3f} ({max(values) - min(values):.3f})")
     print(f"wrote {folder / 'results.csv'}")
-    for line in failed:
-        print(f"failed {line}", file=sys.stderr)
+    if failed:
+        raise InputError(f"{len(failed)} of the cells failed; what is done stays done: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+import cells
 import hamming
 import loss
 import options
 from data_loader import DataConfig, load_dataset
 from helpers import ROOT, SMALL, call, script_module, stage1_flags, stage2_flags
-from utils import seed_everything
+from utils import run, seed_everything
 
 # Sun et al., TGRS 2022, and the code published with it.
 PUBLISHED = {
@@ -304,7 +305,51 @@ def test_feature_files_lead_to_the_same_autoencoder_as_the_images(authors, tmp_p
     assert code == 2 and "not the content that the autoencoder was trained on" in error
     stage2 = stage2_flags(tmp_path / "images" / "autoencoder.pth")
     code, _, error = call(capsys, "train.py", *stage2, "--features1", moved, "--output_dir", tmp_path / "mr4")
-    assert code == 2 and "extracted the features of source 1 from images" in error
+    assert code == 2 and "has no file of features for source 1" in error
+
+
+def test_a_resumed_run_insists_on_its_features_but_not_on_their_place(authors, tmp_path, capsys):
+    folder, lists = authors
+    content = {number: pickle.loads((lists / f"source{number}.pkl").read_bytes()) for number in (1, 2)}
+    for number in (1, 2):
+        np.savez(tmp_path / f"{number}.npz", **content[number])
+    stage1 = [*stage1_flags(folder), "--split_dir", lists]
+    flags = [*stage1, "--features1", tmp_path / "1.npz", "--output_dir", tmp_path / "ae"]
+    assert call(capsys, "myautoencoder/autoencoder.py", *flags, "--features2", tmp_path / "2.npz", "--epoch", 2)[0] == 0
+    before = (tmp_path / "ae" / "autoencoder.pth").read_bytes()
+
+    # the same settings in other words are no difference; another content is
+    more = [*flags, "--features2", tmp_path / "2.npz", "--resume"]
+    words = ["--preset", "published", "--encoder", "dual", "--init", "he", "--select", "loss"]
+    assert call(capsys, "myautoencoder/autoencoder.py", *more, "--epoch", 2, *words)[0] == 0
+    np.savez(tmp_path / "2.npz", data=content[2]["data"] + 1, labels=content[2]["labels"])
+    code, _, error = call(capsys, "myautoencoder/autoencoder.py", *more, "--epoch", 4)
+    assert code == 2 and "with other features" in error
+    np.savez(tmp_path / "2.npz", **content[2])
+
+    # --overwrite beside a bad flag loses nothing
+    code, _, error = call(capsys, "myautoencoder/autoencoder.py", *flags, "--features2", "no.npz", "--overwrite")
+    assert code == 2 and "no features at" in error
+    assert (tmp_path / "ae" / "autoencoder.pth").read_bytes() == before and (tmp_path / "ae" / "last.pth").exists()
+
+    # stage 2: files that moved, in a run that is resumed; one source from images, one from a file
+    stage2 = [*stage2_flags(tmp_path / "ae" / "autoencoder.pth"), "--output_dir", tmp_path / "mr"]
+    assert call(capsys, "train.py", *stage2, "--max_epoch", 0)[0] == 0
+    (tmp_path / "2.npz").rename(tmp_path / "moved.npz")
+    code, _, error = call(capsys, "train.py", *stage2, "--resume")
+    assert code == 2 and "which are not there now: name their new place with --features2" in error
+    code, out, error = call(capsys, "train.py", *stage2, "--resume", "--features2", tmp_path / "moved.npz", "--preset",
+                            "published", "--batch_norm", "auto")
+    assert code == 0 and "resuming" in out, error
+
+    mixed = [*stage1, "--source2", "none", "--epoch", 1, "--output_dir", tmp_path / "mixed"]
+    assert call(capsys, "myautoencoder/autoencoder.py", *mixed, "--features2", tmp_path / "moved.npz")[0] == 0
+    code, _, error = call(capsys, "train.py", *stage2_flags(tmp_path / "mixed" / "autoencoder.pth"), "--features2",
+                          tmp_path / "1.npz", "--output_dir", tmp_path / "mr2")
+    assert code == 2 and "not the content that the autoencoder was trained on" in error
+    code, _, error = call(capsys, "train.py", *stage2_flags(tmp_path / "mixed" / "autoencoder.pth"), "--features1",
+                          tmp_path / "1.npz", "--output_dir", tmp_path / "mr2")
+    assert code == 2 and "has no file of features for source 1" in error
 
 
 def test_feature_files_need_the_lists_whose_order_they_have(authors, tmp_path, capsys):
@@ -326,6 +371,10 @@ def test_the_similarity_matrix_comes_with_the_codes_of_its_rows_and_columns(trai
     flags = ["--output_dir", tmp_path / "b", "--save_codes", tmp_path / "mine.npz"]
     assert call(capsys, "test.py", *model, *flags)[0] == 0
     assert (tmp_path / "mine.npz").exists() and not (tmp_path / "b" / "codes.npz").exists()
+    flags = ["--codes", trained[0] / "codes.npz", "--gen_similarity_matrix", 1, "--output_dir", tmp_path / "c"]
+    assert call(capsys, "test.py", *flags)[0] == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "c" / "similarity.npy"), similarity)
+    assert not (tmp_path / "c" / "codes.npz").exists()  # they are there already
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -359,54 +408,90 @@ def test_every_variant_of_the_effects_is_a_setting_that_the_scripts_know():
             assert changed != ours, f"{row}: {variant} changes nothing"
 
 
-def test_the_effects_are_compared_seed_by_seed_and_rows_made_before_stay(trained, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def table(trained, tmp_path, capsys, monkeypatch):
+    """effects.py with cells that are invented: `table("kl", ...)` gives its output, its error and its CSV."""
     effects = script_module("scripts/effects.py")
-    pretrained, cells = [], []
+    made = {"pretrained": [], "cells": [], "unlucky": lambda flags, seed: False, "encoder": "dual"}
 
     def pretrain(args, cell, seed, flags):
-        pretrained.append((cell.name, seed, *flags))
+        made["pretrained"].append((cell.name, seed, *flags))
+        cell.mkdir(parents=True, exist_ok=True)
+        torch.save({"network": {"encoder": made["encoder"]}}, cell / "autoencoder.pth")
         return cell / "autoencoder.pth"
 
     def train_and_test(args, cell, path, bits, seed, flags):
-        cells.append((cell.name, path.parent.name, *flags))
-        if "once" in flags and seed == 15:
+        made["cells"].append((cell.name, path.parent.name, *flags))
+        if made["unlucky"](flags, seed):
             raise RuntimeError("exit 2: error: out of luck")
         cell.mkdir(parents=True, exist_ok=True)
         (cell / "codes.npz").write_bytes((trained[0] / "codes.npz").read_bytes())
         gain = {"batchmean": 0.02 * (seed - 13), "once": -0.1}
         return {"bits": bits, "seed": seed, "map": 0.5 + 0.01 * seed + sum(gain.get(flag, 0) for flag in flags),
-                "latent_map": 0.6, "R": 13}
+                "latent_map": 0.6, "R": 13, "image_size": 64, "epochs": 1, "batch_size": 32}
 
     monkeypatch.setattr(effects, "pretrain", pretrain)
     monkeypatch.setattr(effects, "train_and_test", train_and_test)
 
-    def table(*rows):
-        flags = ["--data_name", "demo", "--output_dir", str(tmp_path), "--rows", *rows]
-        monkeypatch.setattr("sys.argv", ["effects.py", *flags])
-        effects.main()
+    def call_it(*flags):
+        monkeypatch.setattr("sys.argv", ["effects.py", "--data_name", "demo", "--output_dir", str(tmp_path), *flags])
+        code = run(effects.main)
         captured = capsys.readouterr()
         with open(tmp_path / "demo" / "effects.csv", newline="") as file:
-            return captured.out, captured.err, list(csv.DictReader(file))
+            return code, captured.out, captured.err, list(csv.DictReader(file))
 
-    out, error, records = table("kl", "targets", "encoder")
+    call_it.made = made
+    return call_it
+
+
+def test_the_effects_are_compared_seed_by_seed(table):
+    code, out, _, records = table("--rows", "kl", "targets", "encoder", "kl")
+    assert code == 0
     assert "| kl | mean | 0.640 (0.020) | 0.600 (0.000) |" in out
-    assert "| kl | batchmean | 0.660 (0.060), +2.0 [+0.0 +2.0 +4.0] |" in out
-    assert "| targets | once | 0.535 (0.010), -10.0 [-10.0 -10.0] |" in out  # the failed seed is left out
-    assert "out of luck" in error and error.count("failed") == 1
+    assert "| kl | batchmean | 0.660 (0.060), +2.0 [+0.0 +2.0 +4.0] | 0.600 (0.000), +0.0 [+0.0 +0.0 +0.0] |" in out
     # what rows share is made once, and each autoencoder leads to its own cells
+    pretrained, cells = table.made["pretrained"], table.made["cells"]
     assert len(pretrained) == len(set(pretrained)) == 9
     assert len(cells) == len(set(cells)) == 15
     assert ("autoencoder-source2-none-14", 14, "--source2", "none") in pretrained
     assert {path for name, path, *_ in cells if name.startswith("source2-none--")} == {
         f"autoencoder-source2-none-{seed}" for seed in (13, 14, 15)}
-    assert len(records) == 6 + 5 + 9
+    assert len(records) == 6 + 6 + 9
 
-    out, _, records = table("ties", "targets")
-    assert len(records) == 6 + 5 + 9 + 12
+
+def test_rows_made_before_stay_in_the_table_of_effects(table, trained):
+    assert len(table("--rows", "kl", "targets")[3]) == 12
+    assert len(table("--rows", "targets", "--hash_bit", "64")[3]) == 18
+    _, out, _, records = table("--rows", "ties", "targets", "--seeds", "14")
+    assert len(records) == 18 + 4 and "| targets | epoch | 0.640 (0.000) |" in out
     results = json.loads((trained[0] / "mr" / "results.json").read_text())
     for ties, key in (("expected", "map"), ("min", "map_min"), ("max", "map_max")):
         assert [float(record["map"]) for record in records if (record["row"], record["variant"]) == ("ties", ties)
-                ] == pytest.approx([results[key]] * 3, abs=1e-6)
+                ] == pytest.approx([results[key]], abs=1e-6)
+
+
+def test_a_failed_cell_is_told_and_compared_with_nothing(table):
+    table.made["unlucky"] = lambda flags, seed: "once" in flags and seed == 15
+    code, out, error, records = table("--rows", "targets")
+    assert code == 2 and "1 of the cells failed" in error and "out of luck" in error and "seed 15" in error
+    assert "| targets | once | 0.535 (0.010) of 2 seeds, -10.0 [-10.0 -10.0] |" in out
+    assert len(records) == 5
+    table.made["unlucky"] = lambda flags, seed: "once" not in flags
+    out = table("--rows", "targets", "--hash_bit", "16")[1]
+    assert "| targets | once | 0.540 (0.020) |" in out and "epoch" not in out
+
+
+def test_encoders_are_not_compared_without_a_second_source(table):
+    table.made["encoder"] = "unisource"
+    code, out, error, records = table("--rows", "encoder", "kl")
+    assert code == 2 and "no second source" in error and "| encoder" not in out and len(records) == 6
+
+
+def test_a_finished_cell_of_other_settings_is_not_taken_for_this_one(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "alexnet", "amp": False, "split_dir": None}))
+    cells.check_settings(tmp_path, {"model_type": "alexnet", "amp": False, "split_dir": None})
+    with pytest.raises(RuntimeError, match="was made with model_type alexnet, not resnet18; amp False, not True"):
+        cells.check_settings(tmp_path, {"model_type": "resnet18", "amp": True})
 
 
 def test_the_table_of_pseudo_labels_measures_what_it_says(trained, tmp_path, capsys):
