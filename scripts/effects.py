@@ -43,7 +43,9 @@ ROWS: dict[str, dict[str, tuple[list, list]]] = {
     "clusters": {"16": ([], []), "8": ([], ["--n_clusters", 8]), "32": ([], ["--n_clusters", 32]),
                  "64": ([], ["--n_clusters", 64])},
     "batch_norm": {"auto": ([], []), "adapt": ([], ["--batch_norm", "adapt"])},
-    "all": {"ours": ([], []), "published": (["--preset", "published"], ["--preset", "published"])},
+    "all": {"ours": ([], []), "published": (["--preset", "published"], ["--preset", "published"]),
+            "published, frozen batch norm": (["--preset", "published"],  # AlexNet, the published network, has none
+                                             ["--preset", "published", "--batch_norm", "frozen"])},
 }
 TIES = "ties"  # a row of its own kind: the codes of the default cells, ranked in four ways
 
