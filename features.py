@@ -134,6 +134,7 @@ def dataset_features(dataset: PairedDataset, settings: dict, weights: str, devic
         backbone = Backbone(settings["feature_backbone"], weights, settings["image_size"])
         torch.random.set_rng_state(state)
         contents.insert(0, backbone.content)
+    # Of weights alone it is their own hash, as in the cache; a file of features adds its content.
     content = contents[0] if len(contents) == 1 and extracted else sha256_of(*contents)[:16]
     if settings.get("content") not in (None, content):
         named = [f"--feature_weights {weights}"] * bool(extracted) + [

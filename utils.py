@@ -253,7 +253,7 @@ class Run:
                  overwrite: bool, harmless: set[str]) -> None:
         """Look at `folder`; with `resume`, load last.pth and check that it had the same settings.
 
-        Nothing is written or removed before `start`, so that a bad flag beside --overwrite loses nothing.
+        Nothing in it is written or removed before `start`, so that a bad flag beside --overwrite loses nothing.
 
         Args:
             result: name of the file that the finished run writes. settings: plain values that describe
