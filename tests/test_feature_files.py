@@ -340,3 +340,16 @@ def test_features_that_do_not_fit_the_lists_are_one_sentence(tmp_path, changes, 
     np.savez(tmp_path / "f.npz", data=DATA, labels=LABELS)
     with pytest.raises(InputError, match=message):
         features_of_lists(tmp_path / "f.npz", Lists(**changes))
+
+
+def test_arrays_of_more_dimensions_keep_their_axes(tmp_path):
+    image = np.arange(120.0).reshape(2, 3, 4, 5).transpose(0, 3, 1, 2)  # NumPy 2.4 pickles the order of the axes
+    path = write(tmp_path / "f.pkl", pickle.dumps({"data": image, "labels": LABELS}, protocol=5))
+    np.testing.assert_array_equal(feature_files.read_pickle(path)["data"], image)
+
+
+def test_a_dtype_of_an_unknown_byte_order_is_refused(tmp_path):
+    raw = pickle.dumps({"data": DATA, "labels": LABELS}, protocol=2)
+    assert raw.count(b"X\x01\x00\x00\x00<") == 1  # the second array refers to the first one's dtype and order
+    with pytest.raises(InputError, match="unknown byte order"):
+        read_features(write(tmp_path / "f.pkl", raw.replace(b"X\x01\x00\x00\x00<", b"X\x01\x00\x00\x00S")))
