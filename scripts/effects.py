@@ -93,7 +93,8 @@ def print_rows(records: list[dict[str, Any]], rows: list[str], seeds: list[int])
             if values[variant, "map"]:
                 cells = [comparison(values[variants[0], name], values[variant, name], seeds)
                          for name in ("map", "latent_map")]
-                print(f"| {row} | {variant} | {cells[0]} | {cells[1] if row != TIES else ''} |")
+                stage1 = any(first for first, _ in ROWS.get(row, {}).values())  # else latents cannot differ
+                print(f"| {row} | {variant} | {cells[0]} | {cells[1] if stage1 else ''} |")
 
 
 SAME = ("row", "variant", "bits", "seed", "image_size", "epochs", "batch_size")
