@@ -23,7 +23,16 @@ from data_loader import DataConfig, load_dataset
 from features import dataset_features
 from loss import cluster_centres, soft_assignment, target_distribution
 from train import build_autoencoder
-from utils import ArgumentParser, InputError, load_checkpoint, pick_device, positive_int, resolve_path, run
+from utils import (
+    ArgumentParser,
+    InputError,
+    load_checkpoint,
+    non_negative_int,
+    pick_device,
+    positive_int,
+    resolve_path,
+    run,
+)
 
 
 def spread(labels: torch.Tensor) -> float:
@@ -35,7 +44,7 @@ def main() -> None:
     parser = ArgumentParser(prog="pseudo_labels.py", description=__doc__.splitlines()[0])
     parser.add_argument("autoencoders", nargs="+", help="autoencoder.pth files whose images have labels")
     parser.add_argument("--n_clusters", type=positive_int, nargs="+", default=[16], help="as for train.py")
-    parser.add_argument("--seed", type=int, default=13, help="of k-means, as for train.py")
+    parser.add_argument("--seed", type=non_negative_int, default=13, help="of k-means, as for train.py")
     parser.add_argument("--data_dir", help="when the images lie elsewhere now")
     parser.add_argument("--cache_dir", default="cache", help="as for train.py")
     args = parser.parse_args()

@@ -509,5 +509,21 @@ def test_the_table_of_pseudo_labels_measures_what_it_says(trained, tmp_path, cap
         assert 0 < float(assignments) <= 1
         assert 1 <= float(p) < float(q) <= float(clusters)  # targets are sharper than what they are made of
     module = script_module("scripts/pseudo_labels.py")
+    # the line of 5 clusters again, from the features on, in plain numpy
+    stage1 = torch.load(path, weights_only=True)
+    dataset = load_dataset(DataConfig(**stage1["data"]))
+    arrays, _ = module.dataset_features(dataset, stage1["features"], "none", torch.device("cpu"), 128, 1, "none")
+    latent = module.build_autoencoder(stage1, path, None).encode_all([torch.from_numpy(x) for x in arrays]).numpy()
+    centres = loss.cluster_centres(latent[dataset.train], 5, 20, 13)
+    kernel = 1 / (1 + np.square(latent[:, None].astype(float) - centres).sum(axis=2))
+    q = kernel / kernel.sum(axis=1, keepdims=True)
+    distances = np.square(q[dataset.query][:, None] - q[dataset.database]).sum(axis=2)
+    order = np.argsort(distances, axis=1)[:, :13]
+    hits = dataset.labels[dataset.database][order] == dataset.labels[dataset.query][:, None]
+    precision = hits.cumsum(axis=1) / np.arange(1, 14)
+    expected = ((precision * hits).sum(axis=1) / np.maximum(hits.sum(axis=1), 1)).mean()
+    assert float(rows[1][3]) == pytest.approx(expected, abs=2e-3)
+    entropy = -(q[dataset.train] * np.log(q[dataset.train])).sum(axis=1).mean()
+    assert float(rows[1][4]) == pytest.approx(np.exp(entropy), abs=0.06)
     assert module.spread(torch.tensor([[0.5, 0.5, 0], [0.5, 0, 0.5]])) == pytest.approx(2)
     assert module.spread(torch.eye(3)) == pytest.approx(1)
