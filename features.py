@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from data_loader import PairedDataset
 from feature_files import features_of_lists
@@ -105,6 +106,54 @@ def _check_finite(features: np.ndarray, source: ImageSource) -> None:
     if len(bad):
         raise InputError(f"{len(bad):,} images have features that are not finite, first "
                          f"{source.where(int(bad[0]))}: check the weights, or leave out --amp")
+
+
+def prepare_features(arrays: Sequence[np.ndarray], train: np.ndarray, settings: dict, device: torch.device
+                     ) -> list[np.ndarray]:
+    """What the autoencoder sees of the frozen features: as they are, of one length, averaged over neighbours.
+
+    Averaging over nearest neighbours takes away what is particular to an image and keeps what its kind has in
+    common, as database augmentation does in retrieval (Arandjelovic & Zisserman, CVPR 2012). Neighbours are
+    training images, the image itself left out; near is a large sum of the cosines of all sources, centred.
+
+    Args:
+        arrays: one float32 (N, d) a source. train: rows that give means and neighbours. settings: feature_norm
+            "none" or "unit" (centred, each row of root mean square 1) and neighbours (0: none); a
+            setting that is absent is none.
+    Returns:
+        arrays of the same shapes; the given ones where nothing is to be done.
+    Raises:
+        InputError: fewer training images than neighbours.
+    """
+    norm, neighbours = settings.get("feature_norm", "none"), settings.get("neighbours", 0)
+    if norm == "none" and neighbours == 0:
+        return list(arrays)
+    if neighbours >= len(train):
+        raise InputError(f"--neighbours {neighbours} needs more training images than that, found {len(train):,}: "
+                         "lower it")
+    kept = torch.from_numpy(train).to(device)
+    plain = [torch.from_numpy(np.array(x)).to(device) for x in arrays]
+    units = [F.normalize(x - x[kept].mean(dim=0)) for x in plain]
+    prepared = units if norm == "unit" else plain
+    if neighbours:
+        near = _nearest(torch.cat(units, dim=1), kept, neighbours)
+        prepared = [(x + neighbours * F.embedding_bag(near, x, mode="mean")) / (neighbours + 1) for x in prepared]
+    if norm == "unit":
+        prepared = [F.normalize(x) * x.shape[1] ** 0.5 for x in prepared]
+    return [x.cpu().numpy() for x in prepared]
+
+
+def _nearest(points: Tensor, kept: Tensor, count: int) -> Tensor:
+    """For each of the points (N, d) the rows of the `count` with the largest product among those kept, (N, count)."""
+    position = torch.full((len(points),), -1, device=points.device)
+    position[kept] = torch.arange(len(kept), device=points.device)
+    among, found = points[kept].T, []
+    for rows in torch.arange(len(points), device=points.device).split(max(1, 2**25 // len(kept))):  # 128 MiB at once
+        products = points[rows] @ among
+        own = position[rows] >= 0
+        products[own.nonzero()[:, 0], position[rows][own]] = -torch.inf
+        found.append(kept[products.topk(count, dim=1).indices])
+    return torch.cat(found)
 
 
 def dataset_features(dataset: PairedDataset, settings: dict, weights: str, device: torch.device,

@@ -58,9 +58,43 @@ def soft_assignment(latent: Tensor, centres: Tensor, alpha: float = 1.0) -> Tens
     Returns:
         q, float (N, C), rows sum to 1.
     """
-    squared = (latent[:, None, :] - centres[None, :, :]).square().sum(dim=2)
-    kernel = (1 + squared / alpha).pow(-(alpha + 1) / 2)
-    return kernel / kernel.sum(dim=1, keepdim=True)
+    return _student_t((latent[:, None, :] - centres[None, :, :]).square().sum(dim=2), alpha)
+
+
+def _student_t(squared: Tensor, alpha: float) -> Tensor:
+    """The kernel of squared distances (N, C), rows normalised."""
+    # Through logarithms: with a large alpha the powers of far centres would leave the range of float32.
+    return torch.softmax(torch.log1p(squared / alpha) * (-(alpha + 1) / 2), dim=1)
+
+
+def label_spread(q: Tensor) -> float:
+    """Among how many clusters a label is spread: exp of the mean entropy of the rows of q (N, C), 1 to C."""
+    return float(torch.special.entr(q).sum(dim=1).mean().exp())
+
+
+def latent_scale(latent: Tensor, centres: Tensor, alpha: float, share: float) -> float:
+    """The factor on latents and centres that spreads the soft assignments over a share of the clusters.
+
+    What the perplexity is to t-SNE (van der Maaten & Hinton, JMLR 2008), but one factor for all.
+
+    Args:
+        latent: float (N, D). centres: float (C, D). alpha: of `soft_assignment`. share: label_spread / C.
+    Returns:
+        the factor, found by bisection.
+    Raises:
+        InputError: no factor does: a share of 1 / C is a single label, 1 says nothing at all, and a
+            kernel with heavy tails, that is a small alpha, cannot be sharp.
+    """
+    squared = torch.cdist(latent, centres).square()
+    low, high = 1e-4, 1e4
+    for _ in range(50):
+        middle = (low * high) ** 0.5
+        reached = label_spread(_student_t(squared * middle**2, alpha)) / len(centres)
+        low, high = (middle, high) if reached > share else (low, middle)
+    if abs(reached - share) > 0.01:
+        raise InputError(f"labels cannot be spread over {share:g} of {len(centres)} clusters with alpha {alpha:g}, the "
+                         f"nearest is {reached:.3f}: change --label_spread or --alpha")
+    return middle
 
 
 def target_distribution(q: Tensor) -> Tensor:
@@ -75,6 +109,11 @@ def target_distribution(q: Tensor) -> Tensor:
     """
     weight = q.square() / q.sum(dim=0, keepdim=True)
     return weight / weight.sum(dim=1, keepdim=True)
+
+
+def single_labels(p: Tensor) -> Tensor:
+    """One pseudo label each in place of many: the rows of p (N, C) as one-hot vectors of their largest entry."""
+    return F.one_hot(p.argmax(dim=1), p.shape[1]).to(p.dtype)
 
 
 def multi_semantic_loss(target: Tensor, q_image: Tensor, q_feature: Tensor,
@@ -92,7 +131,9 @@ def multi_semantic_loss(target: Tensor, q_image: Tensor, q_feature: Tensor,
     """
     # By hand: torch announces that its own "mean" will come to mean "batchmean".
     count = target.numel() if kl == "mean" else len(target)
-    divergence = sum(F.kl_div(q.log(), target, reduction="sum") / count for q in (q_image, q_feature))
+    least = torch.finfo(target.dtype).tiny  # a sharp kernel makes zeros of far centres
+    divergence = sum(F.kl_div(q.clamp_min(least).log(), target, reduction="sum") / count
+                     for q in (q_image, q_feature))
     error = torch.stack([F.mse_loss(made, given) for made, given in
                          zip(reconstructions, features, strict=True)]).sum()
     return divergence + lambda0 * error, divergence, error

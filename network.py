@@ -234,6 +234,20 @@ class MultisourceAutoencoder(nn.Module):
         self.train(mode)
         return torch.cat(parts)
 
+    @torch.no_grad()
+    def rescale(self, mean: Tensor, factor: float) -> None:
+        """From now on the latent is (z - mean) * factor, and everything is reconstructed as before.
+
+        Only weights change: the layer that ends the encoder and those that begin the decoders.
+        Args: mean: (latent_dim,). factor: above 0.
+        """
+        self.fuse.weight.mul_(factor)
+        self.fuse.bias.sub_(mean).mul_(factor)
+        for decoder in self.decoders:
+            first = decoder[0]
+            first.bias.add_(first.weight @ mean)
+            first.weight.div_(factor)
+
     def settings(self) -> dict[str, Any]:
         """Plain values from which the network is rebuilt."""
         return {"feature_dims": self.feature_dims, "latent_dim": self.latent_dim, "encoder": self.encoder}
@@ -243,16 +257,26 @@ class MultisourceAutoencoder(nn.Module):
 
 
 class HashNetwork(nn.Module):
-    """Backbone, Linear(dim, K), tanh: the part that hashes one source when training is over."""
+    """Backbone, Linear(dim, K), tanh: the part that hashes one source when training is over.
 
-    def __init__(self, backbone: Backbone, hash_bit: int) -> None:
+    head_width: units of a hidden layer between backbone and hash layer (ReLU, and a dropout of 0.3 before
+    and behind it); 0 for none, as published. The published AlexNet brings two such layers of its own.
+    """
+
+    def __init__(self, backbone: Backbone, hash_bit: int, head_width: int = 0) -> None:
         super().__init__()
         self.backbone = backbone
-        self.hash_layer = nn.Linear(backbone.dim, hash_bit)
+        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(backbone.dim, head_width), nn.ReLU(),
+                                  nn.Dropout(0.3)) if head_width else nn.Identity()
+        self.hash_layer = nn.Linear(head_width or backbone.dim, hash_bit)
+
+    def hash_features(self, features: Tensor) -> Tensor:
+        """What the backbone gives, (B, dim) -> h (B, K) in (-1, 1)."""
+        return torch.tanh(self.hash_layer(self.head(features)))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> h (B, K) in (-1, 1); bit k of the code is h_k >= 0."""
-        return torch.tanh(self.hash_layer(self.backbone(images)))
+        return self.hash_features(self.backbone(images))
 
 
 class MrHash(nn.Module):
@@ -266,11 +290,10 @@ class MrHash(nn.Module):
         self.to_latent = nn.Linear(hash_network.hash_layer.out_features, autoencoder.latent_dim, bias=False)
         self.centres = nn.Parameter(centres.clone())
 
-    def forward(self, images: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Images (B, 3, S, S) and frozen features -> q_image (B, C), q_feature (B, C), [x1', x2']."""
-        code = self.hash_network(images).float()
+    def forward(self, code: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """h (B, K) of the hash network and frozen features -> q_image (B, C), q_feature (B, C), [x1', x2']."""
         latent, reconstructions = self.autoencoder(features)
-        return (soft_assignment(self.to_latent(code), self.centres, self.alpha),
+        return (soft_assignment(self.to_latent(code.float()), self.centres, self.alpha),
                 soft_assignment(latent, self.centres, self.alpha), reconstructions)
 
     @torch.no_grad()
@@ -295,7 +318,7 @@ def rebuild_hash_network(checkpoint: dict[str, Any], path: Path) -> HashNetwork:
     """
     network = checkpoint["network"]
     backbone = Backbone(network["model_type"], "none", network["image_size"])
-    hash_network = HashNetwork(backbone, network["hash_bit"])
+    hash_network = HashNetwork(backbone, network["hash_bit"], network.get("head_width", 0))
     prefix = "hash_network."
     state = {key.removeprefix(prefix): value for key, value in checkpoint["model"].items()
              if key.startswith(prefix)}

@@ -28,6 +28,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "eval_frequency": 5, "select": "last", "T": 0.0, "seed": 13},
         "test.py": {"ties": "stable", "batch_size": 128},
     },
+    # Ours, not the paper's: docs/best.md says why each of them is there and what it is worth.
+    "best": {
+        "autoencoder.py": {"feature_norm": "unit", "neighbours": 10},
+        "train.py": {"n_clusters": 32, "alpha": None, "label_spread": 0.2, "targets": "once", "kl": "batchmean",
+                     "head_width": 512, "head_epochs": 50},
+        "test.py": {},
+    },
 }
 
 

@@ -14,7 +14,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,9 @@ from torch import Tensor
 
 import hamming
 from data_loader import PairedDataset
-from features import apply_network, dataset_features
+from features import apply_network, dataset_features, features_of, prepare_features
 from image_store import ImageLoader, ImageStore, Transform
-from loss import cluster_centres, multi_semantic_loss, target_distribution
+from loss import cluster_centres, label_spread, latent_scale, multi_semantic_loss, single_labels, target_distribution
 from network import Backbone, HashNetwork, MrHash, MultisourceAutoencoder
 from options import (
     add_data_flags,
@@ -42,17 +42,20 @@ from utils import (
     Run,
     autocast,
     check_finite,
+    epoch_number,
     epoch_seed,
     load_checkpoint,
     non_negative_float,
     non_negative_int,
     pick_device,
+    positive_float_or_auto,
     positive_int,
     progress,
     resolve_path,
     run,
     save_checkpoint,
     seed_everything,
+    share,
     step_decay,
 )
 
@@ -85,6 +88,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                        help="only checked: the width of the latent is the autoencoder's")
     group.add_argument("--n_clusters", type=positive_int, default=16,
                        help="pseudo classes; take about as many as you expect kinds of scenes")
+    group.add_argument("--alpha", type=positive_float_or_auto, default=1.0,
+                       help="degrees of freedom of the probability function; 1 (as published) was made for maps of "
+                            "two dimensions and gives nearly flat labels in many; auto is latent_dim - 1")
+    group.add_argument("--label_spread", type=share, default=0.0,
+                       help="the share of the clusters over which a soft assignment is spread (exp of its entropy), "
+                            "reached by centring and scaling the latent, which changes nothing else; 0.2 is a fair "
+                            "start with --alpha auto; 0 takes the latent as it comes (as published)")
+    group.add_argument("--pseudo_labels", choices=("multi", "single"), default="multi",
+                       help="multi: the target distribution; single: one-hot, its largest entry alone, to see what "
+                            "the many are worth")
     group.add_argument("--targets", choices=("epoch", "once"), default="epoch",
                        help="when the pseudo multi-labels are made from the latents: at the start of each "
                             "epoch (as published), or once, which keeps them from drifting with the codes")
@@ -95,12 +108,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                             "batch alone: --n_clusters times heavier beside the reconstruction")
     group.add_argument("--lambda0", type=non_negative_float, default=5.0,
                        help="weight of the reconstruction errors; 0 lets the latent drift to the clusters")
+    group.add_argument("--head_width", type=non_negative_int, default=0,
+                       help="units of a hidden layer before the hash layer; 0 for none (as published: AlexNet has "
+                            "its own); 512 helps a backbone that ends in pooling, the more so if it stands still")
+    group.add_argument("--head_epochs", type=non_negative_int, default=0,
+                       help="epochs before those of --max_epoch, with the backbone at rest and each image seen once by "
+                            "it, so that they take seconds; the rate falls to 0 along a cosine")
     group.add_argument("--lr", type=non_negative_float, default=0.001,
                        help="Adam's rate, x 0.7 every 10 epochs; lower it if the loss is not finite")
     group.add_argument("--multi_lr", type=non_negative_float, default=0.01,
                        help="the backbone's rate as a multiple of --lr; 0 freezes it")
-    group.add_argument("--max_epoch", type=non_negative_int, default=50,
-                       help="the last epoch, counted from 0 as published: 50 trains 51 epochs")
+    group.add_argument("--max_epoch", type=epoch_number, default=50,
+                       help="the last epoch, counted from 0 as published: 50 trains 51 epochs; -1 stops after "
+                            "--head_epochs")
     group.add_argument("--select", choices=("loss", "last", "test_map"), default="last",
                        help="which epoch is kept: least training loss, the last (as published), or, peeking at "
                             "the labels of the queries, the best mAP")
@@ -114,50 +134,47 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     args = parse_with_preset(parser, arguments)
     if args.hash_bit > 1024:
         parser.error(f"argument --hash_bit: {args.hash_bit} is more than 1024")
+    if args.max_epoch < 0 and args.head_epochs == 0:
+        parser.error("argument --max_epoch: -1 trains nothing without --head_epochs")
     return args
 
 
-def train_one_epoch(model: MrHash, loader: ImageLoader, transform: Transform, rows: Tensor,
-                    features: Sequence[Tensor], target: Tensor, optimizer: torch.optim.Optimizer,
-                    batch_size: int, lambda0: float, kl: str, amp: bool, generator: torch.Generator,
-                    description: str) -> Tensor:
+def train_one_epoch(model: MrHash, batches: Sequence[Tensor], views: Iterable[Tensor],
+                    hash_views: Callable[[Tensor], Tensor], features: Sequence[Tensor], target: Tensor,
+                    optimizer: torch.optim.Optimizer, lambda0: float, kl: str, amp: bool, description: str) -> Tensor:
     """One pass over the training images.
 
     Args:
-        rows: (N,) int64 CPU, the training images' rows in the store. features: one (N, d) tensor a
-            source. target: p (N, C). Both lie on the device, in the order of `rows`.
+        batches: int64 CPU, which of the N training images make each step. views: what the hash network sees
+            of them, batch by batch, on the device: float32, also with amp. hash_views: turns views into
+            h (B, K). features: one (N, d) tensor a source. target: p (N, C). Both lie on the device.
     Returns:
         the means of loss, divergence and reconstruction error, a (3,) tensor on the device.
     """
     model.train()
     device = target.device
     total = torch.zeros(3, device=device)
-    order = torch.randperm(len(rows), generator=generator)
-    batches = order.split(batch_size)
-    images = loader.batches(rows[batch] for batch in batches)
-    for batch, (pixels, sizes) in zip(progress(batches, description), images, strict=True):
+    for batch, view in zip(progress(batches, description), views, strict=True):
         chosen = batch.to(device)
         given = [x[chosen] for x in features]
-        views = transform.train(pixels, sizes, generator)  # in float32, also with amp
         with autocast(device, amp):
-            q_image, q_feature, made = model(views, given)
+            q_image, q_feature, made = model(hash_views(view), given)
         losses = multi_semantic_loss(target[chosen], q_image.float(), q_feature.float(),
                                      [x.float() for x in made], given, lambda0, kl)
         optimizer.zero_grad(set_to_none=True)
         losses[0].backward()
         optimizer.step()
         total += torch.stack(losses).detach() * len(batch)
-    return total / len(rows)
+    return total / len(target)
 
 
-def codes_map(model: MrHash, loader: ImageLoader, dataset: PairedDataset, image_size: int, batch_size: int,
-              amp: bool, R: int, threshold: float) -> float:
-    """mAP@R of the codes the hash network gives now, over all orders of ties."""
-    codes = [hamming.pack_codes(np.concatenate(list(apply_network(
-        model.hash_network, loader, rows, image_size, batch_size, amp, "codes"))), threshold)
-        for rows in (dataset.query, dataset.database)]
-    return hamming.evaluate(*codes, dataset.labels[dataset.query], dataset.labels[dataset.database],
-                            hash_bit=model.to_latent.in_features, R=R, device=str(loader.device))["map"]
+def codes_map(outputs: Callable[[np.ndarray], np.ndarray], dataset: PairedDataset, R: int, threshold: float,
+              device: torch.device) -> float:
+    """mAP@R of the codes of the outputs, rows (N,) -> h (N, K), over all orders of ties."""
+    query, database = outputs(dataset.query), outputs(dataset.database)
+    return hamming.evaluate(hamming.pack_codes(query, threshold), hamming.pack_codes(database, threshold),
+                            dataset.labels[dataset.query], dataset.labels[dataset.database],
+                            hash_bit=query.shape[1], R=R, device=str(device))["map"]
 
 
 def build_autoencoder(checkpoint: dict, path: Path, latent_dim: int | None) -> MultisourceAutoencoder:
@@ -208,6 +225,7 @@ def main() -> None:
         print("warning: --select test_map chooses the epoch by the labels of the test queries; do not "
               "compare its result with label-free methods", file=sys.stderr)
     R = choose_R(args.R, dataset.labels[dataset.database]) if labelled else None
+    alpha = args.alpha or max(1.0, autoencoder.latent_dim - 1.0)  # None: auto
     files = feature_files_of(stage1, stage1_path, [args.features1, args.features2])
     output_dir = resolve_path(args.output_dir or f"runs/mrhash_{dataset.name.lower()}_{args.hash_bit}bit")
     settings = {**vars(args), "R": R, "fingerprint": dataset.fingerprint}
@@ -217,6 +235,7 @@ def main() -> None:
     arrays, _ = dataset_features(dataset, stage1["features"],
                                  args.feature_weights or stage1["features"]["feature_weights"], device,
                                  args.batch_size, args.workers, args.cache_dir, files)
+    arrays = prepare_features(arrays, dataset.train, stage1["features"], device)
     features = [torch.from_numpy(x[dataset.train]).to(device) for x in arrays]
     store = ImageStore.open(dataset.source1, dataset.file_label(0), args.image_size,
                             None if args.cache_dir == "none" else resolve_path(args.cache_dir), args.workers)
@@ -225,13 +244,23 @@ def main() -> None:
 
     # ------------------------------------------------------------ pseudo labels, model, optimiser
     if log.state is None:
-        latent = autoencoder.to(device).encode_all(features).cpu().numpy()
-        centres = torch.from_numpy(cluster_centres(latent, args.n_clusters, starts=20, seed=args.seed))
+        latent = autoencoder.to(device).encode_all(features).cpu()
+        centres = torch.from_numpy(cluster_centres(latent.numpy(), args.n_clusters, starts=20, seed=args.seed))
+        if args.label_spread:
+            mean, factor = latent.mean(dim=0), latent_scale(latent, centres, alpha, args.label_spread)
+            autoencoder.rescale(mean.to(device), factor)
+            centres = (centres - mean) * factor
     else:
         centres = log.state["model"]["centres"]
     backbone = Backbone(args.model_type, args.weights, args.image_size, args.batch_norm)
+    seen = None  # what the backbone at rest makes of all images
+    if log.first_epoch(-args.head_epochs) < 0:
+        seen = torch.from_numpy(np.array(features_of(
+            dataset.source1, dataset.file_label(0), args.model_type, backbone, args.image_size, device,
+            args.batch_size, args.workers, args.amp, None if args.cache_dir == "none" else resolve_path(args.cache_dir)
+        ))).to(device)
     backbone.requires_grad_(args.multi_lr > 0)  # frozen, it needs no backward pass: a third of the time
-    model = MrHash(HashNetwork(backbone, args.hash_bit), autoencoder, centres)
+    model = MrHash(HashNetwork(backbone, args.hash_bit, args.head_width), autoencoder, centres, alpha)
     model.centres.requires_grad_(args.centres == "trained")
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameter_groups(args.lr, args.multi_lr))
@@ -240,17 +269,34 @@ def main() -> None:
         model.load_state_dict(log.state["model"])
         optimizer.load_state_dict(log.state["optimizer"])
         best = log.state["best"]
+    def pseudo_labels() -> Tensor:
+        target = target_distribution(model.assign_all(features))
+        return single_labels(target) if args.pseudo_labels == "single" else target
+
     target = None  # of --targets once
     if args.targets == "once":
-        target = (target_distribution(model.assign_all(features)) if log.state is None
-                  else log.state["target"].to(device))
+        target = pseudo_labels() if log.state is None else log.state["target"].to(device)
+
+    def outputs(rows: np.ndarray, epoch: int) -> np.ndarray:  # what the hash network makes of images, in eval mode
+        model.eval()
+        if epoch < 0:
+            with torch.inference_mode():
+                return model.hash_network.hash_features(seen[torch.from_numpy(rows).to(device)]).cpu().numpy()
+        return np.concatenate(list(apply_network(model.hash_network, loader, rows, args.image_size, args.batch_size,
+                                                 args.amp, "codes")))
 
     # ------------------------------------------------------------ loop
     log.start()
-    started = time.time() - log.seconds
-    for epoch in range(log.first_epoch, args.max_epoch + 1):
+    saved = time.time()
+    started = saved - log.seconds
+    for epoch in range(log.first_epoch(-args.head_epochs), args.max_epoch + 1):  # below 0: those of the head
         begun = time.time()
-        rate = step_decay(args.lr, epoch, 0.7, 10)
+        if epoch < 0:
+            rate = args.lr * (1 + math.cos(math.pi * (1 + epoch / args.head_epochs))) / 2
+        else:
+            rate = step_decay(args.lr, epoch, 0.7, 10)
+        if epoch == 0:  # losses with and without augmentation do not compare
+            best = {"score": -math.inf, "epoch": None, "model": None}
         for group, factor in zip(optimizer.param_groups, (args.multi_lr, 1.0), strict=True):
             group["lr"] = rate * factor
         # Crops, order and dropout of an epoch depend on the seed and the epoch alone: what a resumed
@@ -259,18 +305,23 @@ def main() -> None:
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         if args.targets == "epoch":
-            target = target_distribution(model.assign_all(features))
-        means = train_one_epoch(model, loader, transform, rows, features, target, optimizer, args.batch_size,
-                                args.lambda0, args.kl, args.amp, generator,
-                                f"epoch {epoch}/{args.max_epoch}")
+            target = pseudo_labels()
+        batches = torch.randperm(len(rows), generator=generator).split(args.batch_size)
+        if epoch < 0:
+            views, hash_views = (seen[rows[batch].to(device)] for batch in batches), model.hash_network.hash_features
+        else:
+            images = loader.batches(rows[batch] for batch in batches)
+            views = (transform.train(pixels, sizes, generator) for pixels, sizes in images)
+            hash_views = model.hash_network
+        means = train_one_epoch(model, batches, views, hash_views, features, target, optimizer, args.lambda0, args.kl,
+                                args.amp, f"epoch {epoch}/{args.max_epoch}")
         loss, divergence, error = means.tolist()
         check_finite(means[0], epoch, output_dir)
         record = {"epoch": epoch, "loss": loss, "divergence": divergence, "reconstruction": error, "lr": rate,
                   "images_per_second": round(len(rows) / (time.time() - begun), 1)}
         line = f"epoch {epoch}/{args.max_epoch}: loss {loss:.5f} (divergence {divergence:.5f})"
         if labelled and args.eval_frequency and (epoch % args.eval_frequency == 0 or epoch == args.max_epoch):
-            record["map"] = codes_map(model, loader, dataset, args.image_size, args.batch_size, args.amp, R,
-                                      args.T)
+            record["map"] = codes_map(lambda rows, epoch=epoch: outputs(rows, epoch), dataset, R, args.T, device)
             line += f", mAP@{R} {record['map']:.4f}"
         print(f"{line}, {record['images_per_second']:.0f} images/s")
         score = {"loss": -loss, "last": -math.inf, "test_map": record.get("map", -math.inf)}[args.select]
@@ -279,8 +330,10 @@ def main() -> None:
                     "model": {name: value.cpu().clone() for name, value in model.state_dict().items()}}
         record["seconds"] = round(time.time() - started, 2)
         log.log(record)
-        log.save(epoch, model=model.state_dict(), optimizer=optimizer.state_dict(), best=best,
-                 **({"target": target.cpu()} if args.targets == "once" else {}))
+        if epoch >= -1 or time.time() - saved > 30:  # an epoch of the head takes less time than writing it
+            log.save(epoch, model=model.state_dict(), optimizer=optimizer.state_dict(), best=best,
+                     **({"target": target.cpu()} if args.targets == "once" else {}))
+            saved = time.time()
 
     # ------------------------------------------------------------ save
     if best["model"] is None:
@@ -288,8 +341,8 @@ def main() -> None:
                 "model": {name: value.cpu() for name, value in model.state_dict().items()}}
     save_checkpoint(output_dir / "mrhash.pth", {
         "format": FORMAT, "epoch": best["epoch"], "select": args.select,
-        "network": {"model_type": args.model_type, "hash_bit": args.hash_bit, "image_size": args.image_size,
-                    "n_clusters": args.n_clusters, "threshold": args.T, "autoencoder": autoencoder.settings()},
+        "network": {"model_type": args.model_type, "hash_bit": args.hash_bit, "head_width": args.head_width,
+                    "image_size": args.image_size, "n_clusters": args.n_clusters, "threshold": args.T, "autoencoder": autoencoder.settings()},
         "data": data.as_dict(),
         "fingerprint": dataset.fingerprint, "model": best["model"]})
     print(f"wrote {output_dir / 'mrhash.pth'} (epoch {best['epoch']}, {args.select})")

@@ -78,6 +78,32 @@ def non_negative_float(text: str) -> float:
     return value
 
 
+def epoch_number(text: str) -> int:
+    """argparse type: the number of an epoch, or -1 for none."""
+    value = int(text)
+    if value < -1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number >= -1")
+    return value
+
+
+def share(text: str) -> float:
+    """argparse type: a float of at least 0 and below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to below 1")
+    return value
+
+
+def positive_float_or_auto(text: str) -> float | None:
+    """argparse type: a finite float above 0, or auto, which gives None."""
+    if text == "auto":
+        return None
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not auto or a number above 0")
+    return value
+
+
 def run(main: Callable[[], None], resumable: bool = False) -> int:
     """Call `main`; turn what the user can mend into one line on stderr and exit code 2.
 
@@ -123,7 +149,9 @@ def seed_everything(seed: int) -> None:
 
 def epoch_seed(seed: int, epoch: int) -> int:
     """One seed per epoch, so that epoch e draws the same numbers in a fresh and a resumed run."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint32)[0])
+    # An epoch below 0 needs words of its own: SeedSequence takes none that are negative.
+    words = [seed, epoch] if epoch >= 0 else [seed, -epoch, 1]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint32)[0])
 
 
 def step_decay(lr: float, epoch: int, factor: float, every: int) -> float:
@@ -299,10 +327,9 @@ class Run:
         with atomic_file(self.log_path) as file:
             file.write("".join(line + "\n" for line in kept).encode())
 
-    @property
-    def first_epoch(self) -> int:
-        """The epoch to start with: 0, or the one after the last finished epoch."""
-        return 0 if self.state is None else self.state["epoch"] + 1
+    def first_epoch(self, first: int = 0) -> int:
+        """The epoch to start with: `first`, or the one after the last finished epoch."""
+        return first if self.state is None else self.state["epoch"] + 1
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one JSON object to log.jsonl."""

@@ -28,7 +28,7 @@ from torch import Tensor
 
 import hamming
 from data_loader import DATASETS, DataConfig, PairedDataset, load_dataset
-from features import dataset_features
+from features import dataset_features, prepare_features
 from network import MultisourceAutoencoder
 from options import (
     add_data_flags,
@@ -71,6 +71,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add_feature_file_flags(group, inherited=False)
     group.add_argument("--image_size", type=positive_int, default=224,
                        help="side of the crop for the features; keep 224 unless time is short")
+    group.add_argument("--feature_norm", choices=("none", "unit"), default="none",
+                       help="unit: features are centred and brought to one length, so that what counts is their "
+                            "direction, as for the cosine; none as published")
+    group.add_argument("--neighbours", type=non_negative_int, default=0,
+                       help="average the features of each image with those of so many nearest images, nearest in both "
+                            "sources together: less noise, wider classes; 10 suits classes of 100 and of 2,600 "
+                            "images, 0 as published")
     group.add_argument("--encoder", choices=("dual", "unisource"),
                        help="dual sees both sources, unisource (as published) the first only (default: dual "
                             "where there is a second source)")
@@ -175,7 +182,8 @@ def main() -> None:
               harmless={"output_dir", "preset", "resume", "overwrite", "device", "workers", "cache_dir", "data_dir",
                         "epoch"})
     feature_settings = {"feature_backbone": args.feature_backbone, "feature_weights": args.feature_weights,
-                        "image_size": args.image_size, "amp": args.amp, "files": files}
+                        "image_size": args.image_size, "amp": args.amp, "files": files,
+                        "feature_norm": args.feature_norm, "neighbours": args.neighbours}
     arrays, content = dataset_features(dataset, feature_settings, args.feature_weights, device,
                                        min(args.batch_size, 128), args.workers, args.cache_dir, files)
     if args.features1 and args.features2:  # no backbone took part
@@ -183,6 +191,7 @@ def main() -> None:
     if log.state is not None and log.state.get("content", content) != content:
         raise InputError(f"cannot resume {output_dir} with other features: the weights or feature files are not those "
                          "that it began with")
+    arrays = prepare_features(arrays, dataset.train, feature_settings, device)
     features = [torch.from_numpy(x[dataset.train]).to(device) for x in arrays]
 
     # ------------------------------------------------------------ model, optimiser
@@ -199,7 +208,7 @@ def main() -> None:
     log.start()
     saved = time.time()
     started = saved - log.seconds
-    for epoch in progress(range(log.first_epoch, args.epoch), "autoencoder"):
+    for epoch in progress(range(log.first_epoch(), args.epoch), "autoencoder"):
         for group in optimizer.param_groups:
             group["lr"] = step_decay(args.lr, epoch, 0.5, 40)
         generator = torch.Generator().manual_seed(epoch_seed(args.seed, epoch))

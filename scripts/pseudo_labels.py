@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hamming
 from data_loader import DataConfig, load_dataset
-from features import dataset_features
+from features import dataset_features, prepare_features
 from loss import cluster_centres, soft_assignment, target_distribution
 from train import build_autoencoder
 from utils import (
@@ -60,6 +60,7 @@ def main() -> None:
             raise InputError(f"the images of {path} have no labels, so there is nothing to measure")
         arrays, _ = dataset_features(dataset, stage1["features"], stage1["features"]["feature_weights"], device, 128, 4,
                                      args.cache_dir, stage1["features"].get("files", [None, None]))
+        arrays = prepare_features(arrays, dataset.train, stage1["features"], device)
         autoencoder = build_autoencoder(stage1, path, None).to(device)
         latent = autoencoder.encode_all([torch.from_numpy(np.array(x)).to(device) for x in arrays]).cpu()
         labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
