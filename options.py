@@ -31,8 +31,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # Ours, not the paper's: docs/best.md says why each of them is there and what it is worth.
     "best": {
         "autoencoder.py": {"feature_norm": "unit", "neighbours": 10},
-        "train.py": {"n_clusters": 32, "alpha": None, "label_spread": 0.2, "targets": "once", "kl": "batchmean",
-                     "head_width": 512, "head_epochs": 50},
+        "train.py": {"n_clusters": 32, "alpha": None, "label_spread": 0.2, "targets": "once", "centres": "fixed",
+                     "kl": "batchmean",
+                     "head_width": 512, "head_epochs": 50, "max_epoch": -1},
         "test.py": {},
     },
 }
