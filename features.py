@@ -15,13 +15,12 @@ from data_loader import PairedDataset
 from feature_files import features_of_lists
 from image_sources import ImageSource
 from image_store import ImageLoader, ImageStore, Transform
-from network import Backbone
+from network import Backbone, HashNetwork
 from utils import InputError, autocast, progress, resolve_path, sha256_of
 
 FEATURE_VERSION = 1
 
 
-@torch.inference_mode()
 def apply_network(network: nn.Module, loader: ImageLoader, rows: np.ndarray, image_size: int,
                   batch_size: int, amp: bool, description: str) -> Iterator[np.ndarray]:
     """The network's output for the test view of the given rows, float32 (B, dim), batch by batch.
@@ -32,10 +31,19 @@ def apply_network(network: nn.Module, loader: ImageLoader, rows: np.ndarray, ima
     network = network.to(device, memory_format=torch.channels_last).eval()
     batches = torch.from_numpy(np.asarray(rows)).split(batch_size)
     for images, sizes in progress(loader.batches(batches), description, len(batches)):
-        views = transform.test(images, sizes)  # in float32, also with amp
-        with autocast(device, amp):
-            output = network(views)
+        # Not around the whole: what is moved in inference mode cannot be trained afterwards.
+        with torch.inference_mode(), autocast(device, amp):
+            output = network(transform.test(images, sizes).float())
         yield output.float().cpu().numpy()
+
+
+@torch.inference_mode()
+def hash_features(network: HashNetwork, features: np.ndarray, rows: np.ndarray, batch_size: int, device: torch.device
+                  ) -> Iterator[np.ndarray]:
+    """What the hash network, in eval mode, makes of features of its own backbone (N, dim): float32 (B, K), by batch."""
+    network.eval()
+    for batch in np.array_split(rows, max(1, -(-len(rows) // batch_size))):
+        yield network.hash_features(torch.from_numpy(features[batch]).to(device)).cpu().numpy()
 
 
 def features_of(source: ImageSource, label: str, backbone_name: str, backbone: Backbone, image_size: int,
@@ -52,16 +60,14 @@ def features_of(source: ImageSource, label: str, backbone_name: str, backbone: B
     Raises:
         InputError: unreadable images, or features that are not finite.
     """
-    store_label = label
-    label = f"{label}-{backbone_name}"
     path = None
     if cache_dir is not None:
-        # bfloat16 changes the values, and float32 on another kind of device only the last digits.
-        key = sha256_of(FEATURE_VERSION, source.stamp, backbone_name, backbone.content, image_size, amp)[:16]
-        path = cache_dir / "features" / f"{label}-{key}.npy"
+        path = _cache_path(source, label, backbone_name, backbone, image_size, amp, cache_dir)
         if path.exists():
             print(f"reusing features {path.name}")
             return np.load(path, mmap_mode="r")
+    store_label = label
+    label = f"{label}-{backbone_name}"
     store = ImageStore.open(source, store_label, image_size, cache_dir, workers)
     loader = ImageLoader(store, device)
     if backbone.needs_calibration:
@@ -87,6 +93,23 @@ def features_of(source: ImageSource, label: str, backbone_name: str, backbone: B
     finally:
         aside.unlink(missing_ok=True)
     return np.load(path, mmap_mode="r")
+
+
+def _cache_path(source: ImageSource, label: str, backbone_name: str, backbone: Backbone, image_size: int, amp: bool,
+                cache_dir: Path) -> Path:
+    """Where the features of a source lie, by what they are made of."""
+    # bfloat16 changes the values, and float32 on another kind of device only the last digits.
+    key = sha256_of(FEATURE_VERSION, source.stamp, backbone_name, backbone.content, image_size, amp)[:16]
+    return cache_dir / "features" / f"{label}-{backbone_name}-{key}.npy"
+
+
+def known_features(source: ImageSource, label: str, backbone_name: str, backbone: Backbone, image_size: int, amp: bool,
+                   cache_dir: Path | None) -> np.ndarray | None:
+    """Features that features_of has cached of these images and these very weights; None when there are none."""
+    if cache_dir is None:
+        return None
+    path = _cache_path(source, label, backbone_name, backbone, image_size, amp, cache_dir)
+    return np.load(path, mmap_mode="r") if path.exists() else None
 
 
 def _calibrate(backbone: Backbone, loader: ImageLoader, image_size: int) -> None:

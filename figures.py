@@ -47,6 +47,52 @@ def _axes(width: float, height: float, title: str, x: str, y: str) -> tuple[Figu
     return figure, axes
 
 
+def write_comparison(maps: dict[str, dict[int | None, Sequence[float]]], folder: Path, R: int, title: str) -> None:
+    """map_by_bits.png: mAP@R against the length of the codes, a line a method, with its spread over seeds.
+
+    Args:
+        maps: method -> bits -> one value a seed; bits None for a method that has no codes: a level line.
+    """
+    figure, axes = _axes(7, 4.5, title, "bits", f"mAP@{R:,}")
+    lengths = sorted({bits for values in maps.values() for bits in values if bits is not None})
+    for number, (method, values) in enumerate(maps.items()):
+        colour = f"C{number % 10}"
+        if None in values:
+            axes.axhline(np.mean(values[None]), color="black", linestyle="--", label=method)
+            continue
+        known = sorted(values)
+        middle = np.array([np.mean(values[bits]) for bits in known])
+        reach = np.array([[np.mean(v) - min(v), max(v) - np.mean(v)] for v in (values[bits] for bits in known)]).T
+        axes.errorbar(known, middle, yerr=np.maximum(reach, 0), color=colour, marker="osv^Dx"[number // 10 % 6],
+                      markersize=4, capsize=3, label=method)
+    axes.set(xscale="log")
+    axes.set_xticks(lengths, [str(bits) for bits in lengths])
+    axes.minorticks_off()
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    _write_png(folder / "map_by_bits.png", figure)
+
+
+def write_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], folder: Path, title: str) -> None:
+    """precision_recall.png and .csv: of the first k of the ranking, for each method (recall, precision) over k."""
+    _write_csv(folder / "precision_recall.csv", ("method", "recall", "precision"),
+               ((method, *point) for method, values in curves.items() for point in zip(*values, strict=True)))
+    figure, axes = _axes(7, 4.5, title, "recall", "precision")
+    for number, (method, (recall, precision)) in enumerate(curves.items()):
+        axes.plot(recall, precision, color=f"C{number % 10}", label=method,
+                  linestyle=("-", "--", ":", "-.")[number // 10 % 4])
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    _write_png(folder / "precision_recall.png", figure)
+
+
+def curve_of(histograms: hamming.Histograms) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision of the first k of the ranking, means over queries, expected over ties; (points,) each."""
+    ranks = ranks_to_show(int(histograms.items[0].sum()), 1)
+    precision = hamming.precision_curve(histograms, ranks)
+    relevant = np.maximum(histograms.relevant.sum(axis=1), 1)
+    return (precision * ranks / relevant[:, None]).mean(axis=0), precision.mean(axis=0)
+
+
 def ranks_to_show(number: int, R: int) -> list[int]:
     """Ranks 1..number, evenly on a logarithmic axis and every one of the first ten; R is among them."""
     spread = np.geomspace(1, number, 100).round().astype(int)

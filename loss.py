@@ -116,16 +116,17 @@ def single_labels(p: Tensor) -> Tensor:
     return F.one_hot(p.argmax(dim=1), p.shape[1]).to(p.dtype)
 
 
-def multi_semantic_loss(target: Tensor, q_image: Tensor, q_feature: Tensor,
+def multi_semantic_loss(target: Tensor, q_image: Tensor, q_feature: Tensor | None,
                         reconstructions: Sequence[Tensor], features: Sequence[Tensor],
                         lambda0: float = 5.0, kl: str = "mean") -> tuple[Tensor, Tensor, Tensor]:
     """KL(p || q_image) + KL(p || q_feature) + lambda0 * sum of the reconstruction errors.
 
     Args:
-        target: p, (B, C), constant. q_image, q_feature: (B, C), positive. reconstructions, features: one
-            (B, d) pair a source. lambda0: weight of the reconstruction. kl: "mean" averages the divergences
-            over the batch *and* the clusters, as published (torch's `reduction="mean"` of 2022);
-            "batchmean" over the batch only, the divergence proper, which weighs C times more.
+        target: p, (B, C), constant. q_image, q_feature: (B, C). reconstructions, features: one (B, d) pair a
+            source. Where the autoencoder does not learn, q_feature is None and they are empty. lambda0: weight of
+            the reconstruction. kl: "mean" averages the divergences over the batch *and* the clusters, as
+            published (torch's `reduction="mean"` of 2022); "batchmean" over the batch only, the divergence
+            proper, which weighs C times more.
     Returns:
         loss, divergence, reconstruction error; scalars.
     """
@@ -133,7 +134,7 @@ def multi_semantic_loss(target: Tensor, q_image: Tensor, q_feature: Tensor,
     count = target.numel() if kl == "mean" else len(target)
     least = torch.finfo(target.dtype).tiny  # a sharp kernel makes zeros of far centres
     divergence = sum(F.kl_div(q.clamp_min(least).log(), target, reduction="sum") / count
-                     for q in (q_image, q_feature))
-    error = torch.stack([F.mse_loss(made, given) for made, given in
-                         zip(reconstructions, features, strict=True)]).sum()
+                     for q in (q_image, q_feature) if q is not None)
+    error = sum((F.mse_loss(made, given) for made, given in zip(reconstructions, features, strict=True)),
+                start=torch.zeros_like(divergence))
     return divergence + lambda0 * error, divergence, error

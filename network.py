@@ -100,9 +100,7 @@ class Backbone(nn.Module):
         self.model = model
         self.learnt = weights != "none"
         self.freeze_batch_norm = batch_norm == "frozen" or (batch_norm == "auto" and self.learnt)
-        # Which weights these are, for the key of cached features.
-        self.content = sha256_of(*(part for key, value in model.state_dict().items()
-                                   for part in (key, value.numpy())))[:16]
+        self.content = self.hash_weights()
         self.dim = self._measure(name, image_size)
 
     @staticmethod
@@ -120,6 +118,11 @@ class Backbone(nn.Module):
                              f"unknown or of another shape, first {wrong[0]}")
         model.load_state_dict({key: state[key] for key in ours if key in state and not optional(key)},
                               strict=False)
+
+    def hash_weights(self) -> str:
+        """Which weights these are now, for the key of cached features; `content` is what it began with."""
+        return sha256_of(*(part for key, value in self.model.state_dict().items()
+                           for part in (key, value.cpu().numpy())))[:16]
 
     @torch.no_grad()
     def _measure(self, name: str, image_size: int) -> int:
@@ -290,11 +293,17 @@ class MrHash(nn.Module):
         self.to_latent = nn.Linear(hash_network.hash_layer.out_features, autoencoder.latent_dim, bias=False)
         self.centres = nn.Parameter(centres.clone())
 
-    def forward(self, code: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """h (B, K) of the hash network and frozen features -> q_image (B, C), q_feature (B, C), [x1', x2']."""
+    def forward(self, code: Tensor, features: Sequence[Tensor]
+                ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """h (B, K) of the hash network and frozen features -> q_image (B, C), q_feature (B, C), [x1', x2'].
+
+        Without features there is no q_feature (None) and nothing is reconstructed.
+        """
+        q_image = soft_assignment(self.to_latent(code.float()), self.centres, self.alpha)
+        if not features:
+            return q_image, None, []
         latent, reconstructions = self.autoencoder(features)
-        return (soft_assignment(self.to_latent(code.float()), self.centres, self.alpha),
-                soft_assignment(latent, self.centres, self.alpha), reconstructions)
+        return q_image, soft_assignment(latent, self.centres, self.alpha), reconstructions
 
     @torch.no_grad()
     def assign_all(self, features: Sequence[Tensor], chunk: int = 8192) -> Tensor:
@@ -326,4 +335,5 @@ def rebuild_hash_network(checkpoint: dict[str, Any], path: Path) -> HashNetwork:
         hash_network.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"{path} does not fit its own settings ({str(error).splitlines()[0]})") from None
+    backbone.content = backbone.hash_weights()
     return hash_network.eval()

@@ -31,9 +31,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # Ours, not the paper's: docs/best.md says why each of them is there and what it is worth.
     "best": {
         "autoencoder.py": {"feature_norm": "unit", "neighbours": 10},
-        "train.py": {"n_clusters": 32, "alpha": None, "label_spread": 0.2, "targets": "once", "centres": "fixed",
-                     "kl": "batchmean",
-                     "head_width": 512, "head_epochs": 50, "max_epoch": -1},
+        "train.py": {"n_clusters": 32, "alpha": None, "label_spread": 0.2, "targets": "once", "autoencoder": "fixed",
+                     "centres": "fixed", "kl": "batchmean", "head_width": 512, "head_epochs": 50, "max_epoch": -1},
         "test.py": {},
     },
 }
@@ -42,8 +41,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 def parse_with_preset(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse with a flag --preset, whose values take the place of the defaults: a flag given wins."""
     parser.add_argument("--preset", choices=tuple(PRESETS),
-                        help="published: every setting as in the authors' code (docs/reproduction.md), to be "
-                             "given to all three scripts; flags beside it win. Left out: our defaults")
+                        help="published: every setting as in the authors' code (docs/reproduction.md); best: ours "
+                             "that rank best (docs/best.md). To be given to all three scripts; flags beside it win. "
+                             "Left out: the paper's method with our defaults")
     args = parser.parse_args(arguments)
     if args.preset:
         parser.set_defaults(**PRESETS[args.preset][parser.prog])

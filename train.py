@@ -23,9 +23,9 @@ from torch import Tensor
 
 import hamming
 from data_loader import PairedDataset
-from features import apply_network, dataset_features, features_of, prepare_features
+from features import apply_network, dataset_features, features_of, hash_features, prepare_features
 from image_store import ImageLoader, ImageStore, Transform
-from loss import cluster_centres, label_spread, latent_scale, multi_semantic_loss, single_labels, target_distribution
+from loss import cluster_centres, latent_scale, multi_semantic_loss, single_labels, target_distribution
 from network import Backbone, HashNetwork, MrHash, MultisourceAutoencoder
 from options import (
     add_data_flags,
@@ -101,6 +101,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     group.add_argument("--targets", choices=("epoch", "once"), default="epoch",
                        help="when the pseudo multi-labels are made from the latents: at the start of each "
                             "epoch (as published), or once, which keeps them from drifting with the codes")
+    group.add_argument("--autoencoder", choices=("trained", "fixed"), default="trained",
+                       help="whether the autoencoder learns on (as published) or stays as stage 1 left it; then the "
+                            "loss is KL(p || q_image) alone, and with --targets once an epoch is cheaper")
     group.add_argument("--centres", choices=("trained", "fixed"), default="trained",
                        help="whether the cluster centres move (as published) or stay where k-means put them")
     group.add_argument("--kl", choices=("mean", "batchmean"), default="mean",
@@ -147,7 +150,8 @@ def train_one_epoch(model: MrHash, batches: Sequence[Tensor], views: Iterable[Te
     Args:
         batches: int64 CPU, which of the N training images make each step. views: what the hash network sees
             of them, batch by batch, on the device: float32, also with amp. hash_views: turns views into
-            h (B, K). features: one (N, d) tensor a source. target: p (N, C). Both lie on the device.
+            h (B, K). features: one (N, d) tensor a source, none to leave the autoencoder out. target:
+            p (N, C). They lie on the device.
     Returns:
         the means of loss, divergence and reconstruction error, a (3,) tensor on the device.
     """
@@ -159,8 +163,8 @@ def train_one_epoch(model: MrHash, batches: Sequence[Tensor], views: Iterable[Te
         given = [x[chosen] for x in features]
         with autocast(device, amp):
             q_image, q_feature, made = model(hash_views(view), given)
-        losses = multi_semantic_loss(target[chosen], q_image.float(), q_feature.float(),
-                                     [x.float() for x in made], given, lambda0, kl)
+        losses = multi_semantic_loss(target[chosen], q_image.float(), q_feature if q_feature is None
+                                     else q_feature.float(), [x.float() for x in made], given, lambda0, kl)
         optimizer.zero_grad(set_to_none=True)
         losses[0].backward()
         optimizer.step()
@@ -237,8 +241,8 @@ def main() -> None:
                                  args.batch_size, args.workers, args.cache_dir, files)
     arrays = prepare_features(arrays, dataset.train, stage1["features"], device)
     features = [torch.from_numpy(x[dataset.train]).to(device) for x in arrays]
-    store = ImageStore.open(dataset.source1, dataset.file_label(0), args.image_size,
-                            None if args.cache_dir == "none" else resolve_path(args.cache_dir), args.workers)
+    cache_dir = None if args.cache_dir == "none" else resolve_path(args.cache_dir)
+    store = ImageStore.open(dataset.source1, dataset.file_label(0), args.image_size, cache_dir, args.workers)
     loader, transform = ImageLoader(store, device), Transform(args.image_size, store.side)
     rows = torch.from_numpy(dataset.train)
 
@@ -255,10 +259,9 @@ def main() -> None:
     backbone = Backbone(args.model_type, args.weights, args.image_size, args.batch_norm)
     seen = None  # what the backbone at rest makes of all images
     if log.first_epoch(-args.head_epochs) < 0:
-        seen = torch.from_numpy(np.array(features_of(
-            dataset.source1, dataset.file_label(0), args.model_type, backbone, args.image_size, device,
-            args.batch_size, args.workers, args.amp, None if args.cache_dir == "none" else resolve_path(args.cache_dir)
-        ))).to(device)
+        seen = features_of(dataset.source1, dataset.file_label(0), args.model_type, backbone, args.image_size, device,
+                           args.batch_size, args.workers, args.amp, cache_dir)
+        seen_in_training = torch.from_numpy(seen[dataset.train]).to(device)
     backbone.requires_grad_(args.multi_lr > 0)  # frozen, it needs no backward pass: a third of the time
     model = MrHash(HashNetwork(backbone, args.hash_bit, args.head_width), autoencoder, centres, alpha)
     model.centres.requires_grad_(args.centres == "trained")
@@ -269,6 +272,9 @@ def main() -> None:
         model.load_state_dict(log.state["model"])
         optimizer.load_state_dict(log.state["optimizer"])
         best = log.state["best"]
+    learning = features if args.autoencoder == "trained" else []  # what the autoencoder learns from
+    autoencoder.requires_grad_(args.autoencoder == "trained")
+
     def pseudo_labels() -> Tensor:
         target = target_distribution(model.assign_all(features))
         return single_labels(target) if args.pseudo_labels == "single" else target
@@ -278,12 +284,9 @@ def main() -> None:
         target = pseudo_labels() if log.state is None else log.state["target"].to(device)
 
     def outputs(rows: np.ndarray, epoch: int) -> np.ndarray:  # what the hash network makes of images, in eval mode
-        model.eval()
-        if epoch < 0:
-            with torch.inference_mode():
-                return model.hash_network.hash_features(seen[torch.from_numpy(rows).to(device)]).cpu().numpy()
-        return np.concatenate(list(apply_network(model.hash_network, loader, rows, args.image_size, args.batch_size,
-                                                 args.amp, "codes")))
+        made = (hash_features(model.hash_network, seen, rows, args.batch_size, device) if epoch < 0 else apply_network(
+            model.hash_network, loader, rows, args.image_size, args.batch_size, args.amp, "codes"))
+        return np.concatenate(list(made))
 
     # ------------------------------------------------------------ loop
     log.start()
@@ -308,12 +311,13 @@ def main() -> None:
             target = pseudo_labels()
         batches = torch.randperm(len(rows), generator=generator).split(args.batch_size)
         if epoch < 0:
-            views, hash_views = (seen[rows[batch].to(device)] for batch in batches), model.hash_network.hash_features
+            views = (seen_in_training[batch.to(device)] for batch in batches)
+            hash_views = model.hash_network.hash_features
         else:
             images = loader.batches(rows[batch] for batch in batches)
             views = (transform.train(pixels, sizes, generator) for pixels, sizes in images)
             hash_views = model.hash_network
-        means = train_one_epoch(model, batches, views, hash_views, features, target, optimizer, args.lambda0, args.kl,
+        means = train_one_epoch(model, batches, views, hash_views, learning, target, optimizer, args.lambda0, args.kl,
                                 args.amp, f"epoch {epoch}/{args.max_epoch}")
         loss, divergence, error = means.tolist()
         check_finite(means[0], epoch, output_dir)
@@ -342,7 +346,8 @@ def main() -> None:
     save_checkpoint(output_dir / "mrhash.pth", {
         "format": FORMAT, "epoch": best["epoch"], "select": args.select,
         "network": {"model_type": args.model_type, "hash_bit": args.hash_bit, "head_width": args.head_width,
-                    "image_size": args.image_size, "n_clusters": args.n_clusters, "threshold": args.T, "autoencoder": autoencoder.settings()},
+                    "image_size": args.image_size, "n_clusters": args.n_clusters, "threshold": args.T,
+                    "autoencoder": autoencoder.settings()},
         "data": data.as_dict(),
         "fingerprint": dataset.fingerprint, "model": best["model"]})
     print(f"wrote {output_dir / 'mrhash.pth'} (epoch {best['epoch']}, {args.select})")

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 import hamming
-from cells import add_cell_flags, pretrain, run_cells, train_and_test
+from cells import add_cell_flags, folder_name, pretrain, run_cells, train_and_test
 from test import measure, read_codes
 from utils import ArgumentParser, InputError, atomic_file, positive_int, resolve_path, run
 
@@ -56,14 +56,10 @@ def parse_arguments():
                         help="rows to make; encoder needs a second source")
     parser.add_argument("--hash_bit", type=positive_int, default=32, help="length of the codes")
     add_cell_flags(parser, "runs/effects")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[13, 14, 15], help="one run each")
     args = parser.parse_args()
     args.rows, args.seeds = list(dict.fromkeys(args.rows)), list(dict.fromkeys(args.seeds))
     return args
-
-
-def folder_name(flags: list) -> str:
-    """A readable name for a set of flags: kl-batchmean, default for none."""
-    return "-".join(str(flag).lstrip("-") for flag in flags) or "default"
 
 
 def comparison(default: dict[int, float], other: dict[int, float], seeds: list[int]) -> str:
