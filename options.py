@@ -19,12 +19,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "published": {
         "autoencoder.py": {
             "feature_backbone": "resnet50", "feature_weights": "imagenet", "image_size": 224,
-            "encoder": "unisource", "init": "torch", "latent_dim": 64, "lambda1": 0.1, "lr": 0.001,
+            "feature_norm": "none", "neighbours": 0, "encoder": "unisource", "init": "torch", "latent_dim": 64, "lambda1": 0.1, "lr": 0.001,
             "batch_size": 512, "epoch": 200, "select": "test_map", "data_hash": 0, "seed": 13},
         "train.py": {
             "model_type": "alexnet", "weights": "imagenet", "image_size": 224, "batch_norm": "adapt",
-            "hash_bit": 32, "n_clusters": 16, "targets": "epoch", "centres": "trained", "kl": "mean",
-            "lambda0": 5.0, "lr": 0.001, "multi_lr": 0.01, "batch_size": 128, "max_epoch": 50,
+            "hash_bit": 32, "n_clusters": 16, "alpha": 1.0, "label_spread": 0.0, "pseudo_labels": "multi",
+            "targets": "epoch", "autoencoder": "trained", "centres": "trained", "kl": "mean", "lambda0": 5.0,
+            "head_width": 0, "head_epochs": 0, "lr": 0.001, "multi_lr": 0.01, "batch_size": 128, "max_epoch": 50,
             "eval_frequency": 5, "select": "last", "T": 0.0, "seed": 13},
         "test.py": {"ties": "stable", "batch_size": 128},
     },

@@ -21,12 +21,13 @@ from utils import run, seed_everything
 PUBLISHED = {
     "autoencoder.py": {
         "data_name": "eurosat", "feature_backbone": "resnet50", "feature_weights": "imagenet", "encoder": "unisource",
-        "init": "torch", "select": "test_map", "latent_dim": 64, "lambda1": 0.1, "lr": 0.001, "batch_size": 512,
+        "feature_norm": "none", "neighbours": 0, "init": "torch", "select": "test_map", "latent_dim": 64, "lambda1": 0.1, "lr": 0.001, "batch_size": 512,
         "epoch": 200, "data_hash": 0, "image_size": 224, "seed": 13},
     "train.py": {
         "model_type": "alexnet", "weights": "imagenet", "hash_bit": 32, "n_clusters": 16, "lambda0": 5.0, "lr": 0.001,
         "multi_lr": 0.01, "max_epoch": 50, "workers": 4, "batch_size": 128, "eval_frequency": 5, "T": 0.0,
-        "kl": "mean", "targets": "epoch", "centres": "trained", "select": "last", "batch_norm": "adapt",
+        "kl": "mean", "targets": "epoch", "centres": "trained", "autoencoder": "trained", "alpha": 1.0, "label_spread": 0,
+        "pseudo_labels": "multi", "head_width": 0, "head_epochs": 0, "select": "last", "batch_norm": "adapt",
         "image_size": 224, "seed": 13},
     "test.py": {"ties": "stable", "batch_size": 128, "gen_similarity_matrix": 0},
 }
