@@ -183,7 +183,10 @@ def chance_of(labels: tuple[np.ndarray, np.ndarray], R: int) -> np.ndarray:
 
 
 class Progress:
-    """Says what is done and, from the mean time of the cells of each kind so far, how long the rest will take."""
+    """Says what is done and, from the mean time of the cells of each kind so far, how long the rest will take.
+
+    A cell that is only read counts with the seconds it says it took, where it says so.
+    """
 
     def __init__(self, kinds: Sequence[str], jobs: int) -> None:
         """kinds: of every cell to come; cells of one kind take about as long as each other."""
@@ -202,18 +205,19 @@ class Progress:
             with self.lock:
                 self.waiting.remove(kind)
                 self.count += 1
-                if value is not None and seconds > 2:  # else it was read, or failed at once
-                    self.times.setdefault(kind, []).append(seconds)
+                if value is not None and max(seconds, value.get("train_seconds", 0)) > 1:
+                    self.times.setdefault(kind, []).append(max(seconds, value.get("train_seconds", 0)))
                 found = "failed" if value is None else f"mAP {value['map']:.3f}" if "map" in value else "done"
                 tqdm.write(f"[{self.count}/{self.total}] {name}: {found}, {seconds:.0f} s{self._left()}")
 
     def _left(self) -> str:
-        known = {kind: statistics.mean(values) for kind, values in self.times.items()}
-        if not self.waiting or not known:
+        timed = [statistics.mean(self.times[kind]) for kind in self.waiting if kind in self.times]
+        unknown = ", ".join(sorted(set(self.waiting) - set(self.times)))
+        if not timed:
             return ""
-        usual = statistics.mean(known.values())
-        seconds = sum(known.get(kind, usual) for kind in self.waiting) / self.jobs
-        return f"; about {seconds / 60:.0f} minutes left" if seconds > 90 else f"; about {seconds:.0f} s left"
+        seconds = sum(timed) / self.jobs
+        return (f"; about {seconds / 60:.0f} minutes left" if seconds > 90 else f"; about {seconds:.0f} s left") + (
+            f", and {unknown}, of which none is timed yet" if unknown else "")
 
 
 def fill(args: Namespace, folder: Path, datasets: dict[int, PairedDataset], methods: Sequence[str],

@@ -20,15 +20,15 @@ from utils import run, seed_everything
 # Sun et al., TGRS 2022, and the code published with it.
 PUBLISHED = {
     "autoencoder.py": {
-        "data_name": "eurosat", "feature_backbone": "resnet50", "feature_weights": "imagenet", "encoder": "unisource",
-        "feature_norm": "none", "neighbours": 0, "init": "torch", "select": "test_map", "latent_dim": 64, "lambda1": 0.1, "lr": 0.001, "batch_size": 512,
-        "epoch": 200, "data_hash": 0, "image_size": 224, "seed": 13},
+        "data_name": "eurosat", "feature_backbone": "resnet50", "feature_weights": "imagenet", "feature_norm": "none",
+        "neighbours": 0, "encoder": "unisource", "init": "torch", "select": "test_map", "latent_dim": 64,
+        "lambda1": 0.1, "lr": 0.001, "batch_size": 512, "epoch": 200, "data_hash": 0, "image_size": 224, "seed": 13},
     "train.py": {
         "model_type": "alexnet", "weights": "imagenet", "hash_bit": 32, "n_clusters": 16, "lambda0": 5.0, "lr": 0.001,
         "multi_lr": 0.01, "max_epoch": 50, "workers": 4, "batch_size": 128, "eval_frequency": 5, "T": 0.0,
-        "kl": "mean", "targets": "epoch", "centres": "trained", "autoencoder": "trained", "alpha": 1.0, "label_spread": 0,
-        "pseudo_labels": "multi", "head_width": 0, "head_epochs": 0, "select": "last", "batch_norm": "adapt",
-        "image_size": 224, "seed": 13},
+        "alpha": 1.0, "label_spread": 0, "pseudo_labels": "multi", "kl": "mean", "targets": "epoch",
+        "autoencoder": "trained", "centres": "trained", "head_width": 0, "head_epochs": 0, "select": "last",
+        "batch_norm": "adapt", "image_size": 224, "seed": 13},
     "test.py": {"ties": "stable", "batch_size": 128, "gen_similarity_matrix": 0},
 }
 NEEDED = {"autoencoder.py": [], "train.py": ["--pretrained_dp_path", "x"], "test.py": ["--pretrain_path", "x"]}

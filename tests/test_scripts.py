@@ -489,24 +489,6 @@ def test_a_backbone_rate_of_zero_leaves_the_backbone_as_it_was(trained, tmp_path
         assert torch.equal(value, models[1][name]) == name.startswith("hash_network.backbone."), name
 
 
-def test_the_results_script_fills_its_table_and_runs_no_cell_twice(tmp_path):
-    command = ["scripts/results.py", "--data_name", "demo", "--data_dir", tmp_path, "--backbone", "squeezenet1_1",
-               "--weights", "none", "--hash_bit", 8, 16, "--ablation_bit", 8, "--seeds", 13, "--variants", "none",
-               "--image_size", 64, "--max_epoch", 0, "--cache_dir", tmp_path / "cache", "--output_dir", tmp_path]
-    first = run_script(*command)
-    assert first.returncode == 0, first.stderr
-    assert first.stdout.count("+ python train.py") == 2 and "failed" not in first.stderr
-    with open(tmp_path / "demo" / "results.csv", newline="") as file:
-        rows = {(row["method"], row["bits"]): float(row["map"]) for row in csv.DictReader(file)}
-    assert set(rows) == {("float features, centred cosine", ""), *(
-        (method, bits) for method in ("MrHash none", "LSH", "ITQ") for bits in ("8", "16"))}
-    assert f"{rows['ITQ', '16']:.3f} (0.000)" in first.stdout
-    assert min(rows["ITQ", "16"], rows["float features, centred cosine", ""]) > 0.25  # chance is 0.22
-    again = run_script(*command)
-    assert "+ python" not in again.stdout
-    assert again.stdout.splitlines()[-8:] == first.stdout.splitlines()[-8:]
-
-
 def test_the_benchmark_compares_methods_that_do_the_same(tmp_path):
     output = tmp_path / "ranking.json"
     done = run_script("bench.py", "ranking", "--sizes", "800x16x64", "--repeat", 1, "--output", output)
