@@ -89,7 +89,7 @@ def spectral(train: Tensor, bits: int, seed: int) -> Encoder:
     mean, directions = principal_directions(train, bits)
     projected = (train - mean) @ directions
     low = projected.amin(dim=0)
-    length = projected.amax(dim=0) - low
+    length = (projected.amax(dim=0) - low).clamp_min(torch.finfo(train.dtype).tiny)  # 0 where nothing varies
     waves = torch.arange(1, bits + 1, dtype=train.dtype)
     frequency = waves[None, :] / length[:, None]  # (component, wave); the square of it orders the same
     order = frequency.flatten().argsort(stable=True)[:bits]

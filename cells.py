@@ -13,10 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from utils import ROOT, positive_int
+from myautoencoder import autoencoder
+from train import parse_arguments
+from utils import ROOT, InputError, load_checkpoint, non_negative_int, positive_int
 
 
 def add_cell_flags(parser: ArgumentParser, output_dir: str) -> None:
@@ -30,7 +31,7 @@ def add_cell_flags(parser: ArgumentParser, output_dir: str) -> None:
     parser.add_argument("--backbone", default="mobilenet_v2", help="for the features and for the hash network")
     parser.add_argument("--weights", default="imagenet", help="of the backbone, as for train.py --weights")
     parser.add_argument("--image_size", type=positive_int, default=224, help="for the hash network")
-    parser.add_argument("--max_epoch", type=int, default=50, help="as for train.py")
+    parser.add_argument("--max_epoch", type=non_negative_int, default=50, help="as for train.py")
     parser.add_argument("--batch_size", type=positive_int, default=128,
                         help="as for train.py; a small one makes more steps of few epochs")
     parser.add_argument("--jobs", type=positive_int, default=1,
@@ -60,29 +61,56 @@ def run_script(log: Path, jobs: int, *command: object) -> None:
         raise RuntimeError(f"exit {done.returncode}: {lines[-1]}")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises InputError when the file holds something else."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): remove its folder, and it is made again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged (no object): remove its folder, and it is made again")
+    return content
+
+
 def check_settings(cell: Path, wanted: dict[str, Any]) -> None:
-    """Raise RuntimeError when a finished cell was made with other settings than are asked for now."""
-    config = json.loads((cell / "config.json").read_text())
-    differing = [f"{name} {config.get(name)}, not {value}" for name, value in wanted.items()
-                 if str(config.get(name)).lower() != str(value).lower()]
+    """Raise InputError when a finished cell was made with other settings than are asked for now.
+
+    A setting that config.json does not know is younger than the cell, which then had its default.
+    """
+    config = read_json(cell / "config.json")
+    differing = [f"{name} {config[name]}, not {value}" for name, value in wanted.items()
+                 if name in config and str(config[name]).lower() != str(value).lower()]
     if differing:
-        raise RuntimeError(f"{cell} was made with {'; '.join(differing)}: choose another --output_dir")
+        raise InputError(f"{cell} was made with {'; '.join(differing)}: choose another --output_dir")
 
 
-def pretrain(args: Namespace, cell: Path, seed: int, flags: Iterable[object] = ()) -> Path:
-    """autoencoder.py into `cell`, with `flags` beside those of the table; returns its autoencoder.pth."""
+# What may differ between a finished cell and the command that would make it: places, and how it is computed.
+PLACES = {"data_dir", "pretrained_dp_path", "output_dir", "cache_dir", "resume", "overwrite", "workers", "device",
+          "eval_frequency", "preset"}
+
+
+def settings_of(parsed: Namespace) -> dict[str, Any]:
+    """What a cell's config.json must say if the parsed command made it; alpha None is auto, else None is inherited."""
+    return {name: value for name, value in vars(parsed).items()
+            if name not in PLACES and (value is not None or name == "alpha")}
+
+
+def pretrain(args: Namespace, cell: Path, seed: int, flags: Iterable[object] = (), **extra: Any) -> Path:
+    """autoencoder.py into `cell`, with `flags` beside those of the table; returns its autoencoder.pth.
+
+    extra: what else the config.json of a finished cell must say, such as the fingerprint of the data.
+    """
     result = cell / "autoencoder.pth"
+    choices = [part for name in ("source1", "source2", "split_dir", "max_per_class")
+               if getattr(args, name) is not None for part in (f"--{name}", getattr(args, name))]
+    command = ["--data_name", args.data_name, "--data_dir", args.data_dir, *choices, "--feature_backbone",
+               args.backbone, "--feature_weights", args.weights, "--seed", seed, "--cache_dir", args.cache_dir,
+               "--output_dir", cell, "--resume", "--eval_frequency", 0, *flags]
     if result.exists():
-        check_settings(cell, {"data_name": args.data_name, "split_dir": args.split_dir, "seed": seed,
-                              "max_per_class": args.max_per_class, "feature_backbone": args.backbone,
-                              "feature_weights": args.weights})
+        parsed = autoencoder.parse_arguments([str(word) for word in command])
+        check_settings(cell, {**settings_of(parsed), **extra})
     else:
-        choices = [part for name in ("source1", "source2", "split_dir", "max_per_class")
-                   if getattr(args, name) is not None for part in (f"--{name}", getattr(args, name))]
-        run_script(cell / "output.txt", args.jobs, "myautoencoder/autoencoder.py", "--data_name", args.data_name,
-                   "--data_dir", args.data_dir, *choices, "--feature_backbone", args.backbone,
-                   "--feature_weights", args.weights, "--seed", seed, "--cache_dir", args.cache_dir,
-                   "--output_dir", cell, "--resume", "--eval_frequency", 0, *flags)
+        run_script(cell / "output.txt", args.jobs, "myautoencoder/autoencoder.py", *command)
     return result
 
 
@@ -92,25 +120,27 @@ def train_and_test(args: Namespace, cell: Path, pretrained: Path, bits: int, see
 
     sized: whether the size of the run (--image_size, --max_epoch, --batch_size) is the table's; a preset has its own.
     """
-    size = {name: getattr(args, name) for name in ("image_size", "max_epoch", "batch_size")} if sized else {}
+    size = [part for name in ("image_size", "max_epoch", "batch_size") for part in (f"--{name}", getattr(args, name))]
+    command = ["--hash_bit", bits, "--pretrained_dp_path", pretrained, "--model_type", args.backbone, "--weights",
+               args.weights, *(size if sized else []), "--eval_frequency", 0, "--seed", seed, "--cache_dir",
+               args.cache_dir, "--output_dir", cell, "--resume", *(["--amp"] if args.amp else []), *flags]
     if (cell / "results.json").exists():
-        check_settings(cell, {"model_type": args.backbone, "weights": args.weights, **size, "seed": seed,
-                              "hash_bit": bits, "amp": args.amp})
+        fingerprint = load_checkpoint(pretrained, "mrhash-autoencoder-1", "autoencoder.py")["fingerprint"]
+        check_settings(cell, {**settings_of(parse_arguments([str(word) for word in command])),
+                              "fingerprint": fingerprint})
     else:
-        run_script(cell / "train.txt", args.jobs, "train.py", "--hash_bit", bits, "--pretrained_dp_path",
-                   pretrained, "--model_type", args.backbone, "--weights", args.weights,
-                   *(part for name, value in size.items() for part in (f"--{name}", value)),
-                   "--eval_frequency", 0, "--seed", seed, "--cache_dir", args.cache_dir, "--output_dir", cell,
-                   "--resume", *(["--amp"] if args.amp else []), *flags)
+        run_script(cell / "train.txt", args.jobs, "train.py", *command)
         run_script(cell / "test.txt", args.jobs, "test.py", "--hash_bit", bits, "--pretrain_path",
                    cell / "mrhash.pth", "--cache_dir", args.cache_dir, "--save_codes", cell / "codes.npz")
         (cell / "last.pth").unlink(missing_ok=True)  # the optimiser's state of a finished run
-    results = json.loads((cell / "results.json").read_text())
-    config = json.loads((cell / "config.json").read_text())
-    last = json.loads((cell / "log.jsonl").read_text().splitlines()[-1])
+    results, config = read_json(cell / "results.json"), read_json(cell / "config.json")
+    try:
+        last = json.loads((cell / "log.jsonl").read_text().splitlines()[-1])
+    except (IndexError, ValueError):
+        raise InputError(f"{cell / 'log.jsonl'} is damaged: remove its folder, and it is made again") from None
     return {"bits": bits, "seed": seed, "cell": cell.name, "map": results["map"], "map_min": results["map_min"],
             "map_max": results["map_max"], "chance": results["map_chance"], "R": results["R"],
-            "latent_map": torch.load(pretrained, weights_only=True)["latent_map"],
+            "latent_map": load_checkpoint(pretrained, "mrhash-autoencoder-1", "autoencoder.py")["latent_map"],
             "image_size": config["image_size"],
             "epochs": config["max_epoch"] + 1 + config.get("head_epochs", 0),
             "batch_size": config["batch_size"], "train_seconds": last["seconds"],
@@ -118,17 +148,15 @@ def train_and_test(args: Namespace, cell: Path, pretrained: Path, bits: int, see
 
 
 def run_cells(jobs: int, cells: list[tuple[str, Callable[[], Any]]]) -> tuple[list[Any], list[str]]:
-    """Call every cell, `jobs` at once; a failed one gives None and a line, and does not stop the others.
-
-    What a cell may fail by: its script, bad input, files that are missing or of another make.
-    """
+    """Call every cell, `jobs` at once; a failed one gives None and a line, and does not stop the others."""
     failed: list[str] = []
 
     def attempt(cell: tuple[str, Callable[[], Any]]) -> Any:
         try:
             return cell[1]()
-        except (RuntimeError, ValueError, KeyError, OSError) as error:
-            failed.append(f"{cell[0]}: {error}")
+        except Exception as error:  # whatever it is, hours of other cells are not to be lost by it
+            text = str(error) if isinstance(error, (RuntimeError, InputError, OSError)) else repr(error)
+            failed.append(f"{cell[0]}: {text}")
             return None
 
     with ThreadPoolExecutor(jobs) as pool:

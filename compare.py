@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import statistics
 import sys
 import threading
 import time
+import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import hamming
 from baselines import BASELINES
-from cells import add_cell_flags, check_settings, folder_name, pretrain, run_cells, train_and_test
+from cells import add_cell_flags, check_settings, folder_name, pretrain, read_json, run_cells, train_and_test
 from data_loader import DATASETS, DataConfig, PairedDataset, load_dataset
 from features import dataset_features
 from figures import curve_of, write_comparison, write_curves
@@ -135,6 +135,7 @@ class Baselines:
 
     def settings(self, seed: int) -> dict[str, Any]:
         return {"backbone": self.args.backbone, "weights": self.args.weights, "seed": seed,
+                **{name: getattr(self.args, name) for name in ("data_name", "source1", "split_dir", "max_per_class")},
                 "fingerprint": self.datasets[seed].fingerprint}
 
     def cell(self, name: str, bits: int | None, seed: int) -> dict[str, Any]:
@@ -144,7 +145,7 @@ class Baselines:
             check_settings(cell, self.settings(seed))
         else:
             self._make(cell, name, bits, seed)
-        results = json.loads((cell / "results.json").read_text())
+        results = read_json(cell / "results.json")
         return {"bits": bits, "seed": seed, "cell": cell.name,
                 **{key: results[key] for key in ("map", "map_min", "map_max", "R") if key in results},
                 "chance": results["map_chance"], "train_seconds": results["seconds"]}
@@ -196,19 +197,23 @@ class Progress:
 
     def watch(self, kind: str, name: str, work: Callable[[], Any]) -> Any:
         """Call `work`, then print a line; what it raises is passed on."""
-        begun, value = time.monotonic(), None
+        begun = time.monotonic()
         try:
             value = work()
-            return value
-        finally:
-            seconds = time.monotonic() - begun
-            with self.lock:
-                self.waiting.remove(kind)
-                self.count += 1
-                if value is not None and max(seconds, value.get("train_seconds", 0)) > 1:
-                    self.times.setdefault(kind, []).append(max(seconds, value.get("train_seconds", 0)))
-                found = "failed" if value is None else f"mAP {value['map']:.3f}" if "map" in value else "done"
-                tqdm.write(f"[{self.count}/{self.total}] {name}: {found}, {seconds:.0f} s{self._left()}")
+        except Exception:
+            self._tell(kind, name, "failed", time.monotonic() - begun, 0)
+            raise
+        self._tell(kind, name, f"mAP {value['map']:.3f}" if "map" in value else "done", time.monotonic() - begun,
+                   value.get("train_seconds", 0))
+        return value
+
+    def _tell(self, kind: str, name: str, found: str, seconds: float, said: float) -> None:
+        with self.lock:
+            self.waiting.remove(kind)
+            self.count += 1
+            if found != "failed" and max(seconds, said) > 1:
+                self.times.setdefault(kind, []).append(max(seconds, said))
+            tqdm.write(f"[{self.count}/{self.total}] {name}: {found}, {seconds:.0f} s{self._left()}")
 
     def _left(self) -> str:
         timed = [statistics.mean(self.times[kind]) for kind in self.waiting if kind in self.times]
@@ -227,12 +232,12 @@ def fill(args: Namespace, folder: Path, datasets: dict[int, PairedDataset], meth
     classical = Baselines(args, folder, datasets, R)
     trained = [(seed, name) for seed in datasets for name in methods if name in TRAINED]
     stage1: dict[tuple[str, int], Sequence[object]] = {}
-    for seed, name in trained:
-        stage1.setdefault((folder_name(TRAINED[name].first), seed), TRAINED[name].first)
     compared = [(name, bits, seed) for seed in datasets for name in methods if name not in TRAINED
                 for bits in ([None] if name == "float" else args.hash_bit)]
     hashed = [(name, bits, seed) for seed, name in trained
               for bits in (args.ablation_bit if TRAINED[name].ablation else args.hash_bit)]
+    for name, _, seed in hashed:
+        stage1.setdefault((folder_name(TRAINED[name].first), seed), TRAINED[name].first)
     progress = Progress(["baseline"] * len(compared) + ["autoencoder"] * len(stage1)
                         + [name.split("-")[0] for name, _, _ in hashed], args.jobs)
 
@@ -249,7 +254,8 @@ def fill(args: Namespace, folder: Path, datasets: dict[int, PairedDataset], meth
     pretrained: dict[tuple[str, int], Path] = {}
 
     def pretrain_cell(slug: str, seed: int) -> dict[str, Any]:
-        pretrained[slug, seed] = pretrain(args, folder / f"autoencoder-{slug}-{seed}", seed, stage1[slug, seed])
+        pretrained[slug, seed] = pretrain(args, folder / f"autoencoder-{slug}-{seed}", seed, stage1[slug, seed],
+                                          fingerprint=datasets[seed].fingerprint)
         return {}
 
     keys = list(stage1)
@@ -334,10 +340,14 @@ def report(args: Namespace, folder: Path, datasets: dict[int, PairedDataset],
     curves = {}
     for (name, bits, _), record in records.items():
         if bits == args.curve_bit and TITLES[name] not in curves and "cell" in record:  # of the first seed there is
-            with np.load(folder / record["cell"] / "codes.npz") as content:
-                curves[TITLES[name]] = curve_of(hamming.distance_histograms(
-                    content["query_codes"], content["database_codes"], content["query_labels"],
-                    content["database_labels"], hash_bit=bits))
+            path = folder / record["cell"] / "codes.npz"
+            try:
+                with np.load(path) as content:
+                    curves[TITLES[name]] = curve_of(hamming.distance_histograms(
+                        content["query_codes"], content["database_codes"], content["query_labels"],
+                        content["database_labels"], hash_bit=bits))
+            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                print(f"no curve of {TITLES[name]}: {path} cannot be read ({error})", file=sys.stderr)
     if curves:
         write_curves(curves, folder, f"{first.name}, {args.curve_bit} bits")
     print(f"wrote compare.md, .csv, .json and figures to {folder}")
@@ -363,7 +373,7 @@ def main() -> None:
     try:
         failed = fill(args, folder, datasets, methods, records)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        print("stopped: the same command goes on from here", file=sys.stderr)
         raise
     finally:
         if records:

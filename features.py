@@ -32,8 +32,10 @@ def apply_network(network: nn.Module, loader: ImageLoader, rows: np.ndarray, ima
     batches = torch.from_numpy(np.asarray(rows)).split(batch_size)
     for images, sizes in progress(loader.batches(batches), description, len(batches)):
         # Not around the whole: what is moved in inference mode cannot be trained afterwards.
-        with torch.inference_mode(), autocast(device, amp):
-            output = network(transform.test(images, sizes).float())
+        with torch.inference_mode():
+            views = transform.test(images, sizes)  # in float32, also with amp
+            with autocast(device, amp):
+                output = network(views)
         yield output.float().cpu().numpy()
 
 
@@ -71,7 +73,7 @@ def features_of(source: ImageSource, label: str, backbone_name: str, backbone: B
     store = ImageStore.open(source, store_label, image_size, cache_dir, workers)
     loader = ImageLoader(store, device)
     if backbone.needs_calibration:
-        _calibrate(backbone, loader, image_size)
+        calibrate(backbone, loader, image_size)
     batches = apply_network(backbone, loader, np.arange(len(store)), image_size, batch_size, amp,
                             f"features {label}")
     if path is None:
@@ -112,7 +114,7 @@ def known_features(source: ImageSource, label: str, backbone_name: str, backbone
     return np.load(path, mmap_mode="r") if path.exists() else None
 
 
-def _calibrate(backbone: Backbone, loader: ImageLoader, image_size: int) -> None:
+def calibrate(backbone: Backbone, loader: ImageLoader, image_size: int) -> None:
     """Batch normalisation of a random backbone: statistics of up to 256 images spread over the source.
 
     In batches of their own size: features must not depend on the --batch_size of the script that needs them.
@@ -155,15 +157,21 @@ def prepare_features(arrays: Sequence[np.ndarray], train: np.ndarray, settings: 
         raise InputError(f"--neighbours {neighbours} needs more training images than that, found {len(train):,}: "
                          "lower it")
     kept = torch.from_numpy(train).to(device)
-    plain = [torch.from_numpy(np.array(x)).to(device) for x in arrays]
-    units = [F.normalize(x - x[kept].mean(dim=0)) for x in plain]
-    prepared = units if norm == "unit" else plain
-    if neighbours:
-        near = _nearest(torch.cat(units, dim=1), kept, neighbours)
-        prepared = [(x + neighbours * F.embedding_bag(near, x, mode="mean")) / (neighbours + 1) for x in prepared]
-    if norm == "unit":
-        prepared = [F.normalize(x) * x.shape[1] ** 0.5 for x in prepared]
-    return [x.cpu().numpy() for x in prepared]
+
+    def unit(x: np.ndarray) -> Tensor:
+        features = torch.from_numpy(np.array(x)).to(device)
+        return F.normalize(features - features[kept].mean(dim=0))
+
+    near = _nearest(torch.cat([unit(x) for x in arrays], dim=1), kept, neighbours) if neighbours else None
+    prepared = []
+    for x in arrays:  # one source at a time: they may be large
+        features = unit(x) if norm == "unit" else torch.from_numpy(np.array(x)).to(device)
+        if near is not None:
+            features = (features + neighbours * F.embedding_bag(near, features, mode="mean")) / (neighbours + 1)
+        if norm == "unit":
+            features = F.normalize(features) * features.shape[1] ** 0.5
+        prepared.append(features.cpu().numpy())
+    return prepared
 
 
 def _nearest(points: Tensor, kept: Tensor, count: int) -> Tensor:

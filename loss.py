@@ -85,6 +85,9 @@ def latent_scale(latent: Tensor, centres: Tensor, alpha: float, share: float) ->
         InputError: no factor does: a share of 1 / C is a single label, 1 says nothing at all, and a
             kernel with heavy tails, that is a small alpha, cannot be sharp.
     """
+    if share * len(centres) <= 1:
+        raise InputError(f"a label cannot be spread over {share:g} of {len(centres)} clusters, that is one or less: "
+                         "raise --label_spread or --n_clusters")
     squared = torch.cdist(latent, centres).square()
     low, high = 1e-4, 1e4
     for _ in range(50):

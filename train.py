@@ -23,7 +23,7 @@ from torch import Tensor
 
 import hamming
 from data_loader import PairedDataset
-from features import apply_network, dataset_features, features_of, hash_features, prepare_features
+from features import apply_network, calibrate, dataset_features, features_of, hash_features, prepare_features
 from image_store import ImageLoader, ImageStore, Transform
 from loss import cluster_centres, latent_scale, multi_semantic_loss, single_labels, target_distribution
 from network import Backbone, HashNetwork, MrHash, MultisourceAutoencoder
@@ -236,6 +236,9 @@ def main() -> None:
     log = Run(output_dir, "mrhash.pth", settings, args.resume, args.overwrite,
               harmless={"output_dir", "preset", "resume", "overwrite", "device", "workers", "cache_dir", "data_dir",
                         "pretrained_dp_path", "feature_weights", "features1", "features2", "max_epoch"})
+    if log.first_epoch(-args.head_epochs) > args.max_epoch + 1:
+        raise InputError(f"{output_dir} has finished epoch {log.state['epoch']} already: --max_epoch {args.max_epoch} "
+                         "cannot undo it")
     arrays, _ = dataset_features(dataset, stage1["features"],
                                  args.feature_weights or stage1["features"]["feature_weights"], device,
                                  args.batch_size, args.workers, args.cache_dir, files)
@@ -259,6 +262,8 @@ def main() -> None:
     backbone = Backbone(args.model_type, args.weights, args.image_size, args.batch_norm)
     seen = None  # what the backbone at rest makes of all images
     if log.first_epoch(-args.head_epochs) < 0:
+        if backbone.needs_calibration:  # features that come from the cache would leave it as it is
+            calibrate(backbone, loader, args.image_size)
         seen = features_of(dataset.source1, dataset.file_label(0), args.model_type, backbone, args.image_size, device,
                            args.batch_size, args.workers, args.amp, cache_dir)
         seen_in_training = torch.from_numpy(seen[dataset.train]).to(device)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import torchvision
 
 import features as feature_module
+import helpers
 from features import prepare_features
 from helpers import SMALL, call, stage1_flags, stage2_flags
 from loss import label_spread, latent_scale, multi_semantic_loss, single_labels, soft_assignment, target_distribution
@@ -103,8 +104,16 @@ def test_latents_are_scaled_until_labels_are_spread_as_asked(alpha, share):
 
 def test_a_spread_that_the_kernel_cannot_have_is_refused():
     latent = torch.randn(40, 8, generator=torch.Generator().manual_seed(1))
+    centres = torch.randn(10, 8, generator=torch.Generator().manual_seed(2))
     with pytest.raises(InputError, match=r"cannot be spread over 0\.2 of 10 clusters with alpha 1, the nearest is"):
-        latent_scale(latent, torch.randn(10, 8, generator=torch.Generator().manual_seed(2)), 1.0, 0.2)
+        latent_scale(latent, centres, 1.0, 0.2)
+    least = label_spread(soft_assignment(latent * 1e4, centres * 1e4, 1.0)) / 10
+    latent_scale(latent, centres, 1.0, least + 0.02)
+    with pytest.raises(InputError, match="the nearest is"):
+        latent_scale(latent, centres, 1.0, least - 0.02)
+    for share in (0.1, 0.099):  # a single label, and less than that
+        with pytest.raises(InputError, match="one or less"):
+            latent_scale(latent, centres, 63.0, share)
 
 
 def test_a_sharp_kernel_far_from_every_centre_gives_finite_losses_and_gradients():
@@ -114,6 +123,9 @@ def test_a_sharp_kernel_far_from_every_centre_gives_finite_losses_and_gradients(
     loss = multi_semantic_loss(target, q, None, [], [], kl="batchmean")[0]
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(code.grad).all()
+    wrong = soft_assignment(torch.zeros(1, 3), torch.tensor([[0.0] * 3, [1e6] * 3]), 63.0)
+    assert wrong[0, 1] == 0
+    assert torch.isfinite(multi_semantic_loss(torch.tensor([[0.0, 1.0]]), wrong, None, [], [])[0])
 
 
 def test_single_labels_are_the_largest_entries():
@@ -158,6 +170,7 @@ def test_hashing_features_is_the_second_half_of_hashing_images():
     with torch.no_grad():
         torch.testing.assert_close(network.hash_features(network.backbone(images)), network(images))
     assert [layer.out_features for layer in network.head if isinstance(layer, torch.nn.Linear)] == [16]
+    assert [layer.p for layer in network.head if isinstance(layer, torch.nn.Dropout)] == [0.3, 0.3]
     assert network.hash_layer.in_features == 16
 
 
@@ -176,8 +189,8 @@ def test_epochs_below_zero_have_seeds_of_their_own():
 
 
 def train(capsys, trained, output, *flags):
-    code, out, error = call(capsys, "train.py", *stage2_flags(trained[0] / "ae" / "autoencoder.pth"), *HEAD,
-                            "--output_dir", output, *flags)
+    code, out, error = helpers.call(capsys, "train.py", *stage2_flags(trained[0] / "ae" / "autoencoder.pth"), *HEAD,
+                                    "--output_dir", output, *flags)
     assert code == 0, error
     return out
 
@@ -227,6 +240,76 @@ def test_a_run_stopped_in_or_after_the_head_ends_as_an_uninterrupted_one(trained
     train(capsys, trained, tmp_path / "cut", *flags, "--resume")
     assert (tmp_path / "cut" / "mrhash.pth").read_bytes() == (tmp_path / "whole" / "mrhash.pth").read_bytes()
     assert [record["epoch"] for record in read_log(tmp_path / "cut")] == list(range(-4, 2))
+
+
+def test_random_weights_are_calibrated_whatever_the_cache_knows(trained, tmp_path, capsys):
+    """With --weights none the statistics of the backbone must not depend on whether its features were cached."""
+    cache = ["--cache_dir", tmp_path / "cache", "--max_epoch", -1]
+    for name in ("cold", "warm"):
+        train(capsys, trained, tmp_path / name, *cache)
+    assert (tmp_path / "cold" / "mrhash.pth").read_bytes() == (tmp_path / "warm" / "mrhash.pth").read_bytes()
+    train(capsys, trained, tmp_path / "none", "--max_epoch", -1)
+    assert (tmp_path / "none" / "mrhash.pth").read_bytes() == (tmp_path / "warm" / "mrhash.pth").read_bytes()
+
+
+def spy_on_epochs(monkeypatch, spy):
+    """train.py's module, whose train_one_epoch is `spy(original, model, batches, views, *others)`."""
+    load = helpers.script_module
+
+    def loaded(name):
+        module = load(name)
+        if name == "train.py":
+            original = module.train_one_epoch
+            monkeypatch.setattr(module, "train_one_epoch", lambda *args: spy(original, *args))
+        return module
+
+    monkeypatch.setattr(helpers, "script_module", loaded)
+
+
+def test_the_head_sees_the_features_of_its_own_images(trained, tmp_path, capsys, monkeypatch):
+    seen = []
+
+    def spy(original, model, batches, views, *others):
+        views = list(views)
+        seen.append((model.hash_network.backbone, torch.cat(list(batches)), torch.cat(views)))
+        return original(model, batches, views, *others)
+
+    spy_on_epochs(monkeypatch, spy)
+    train(capsys, trained, tmp_path, "--max_epoch", -1)
+    backbone, order, views = seen[0]
+    assert not torch.equal(order, seen[1][1]) and sorted(order.tolist()) == list(range(39))
+    from data_loader import DataConfig, load_dataset
+    from image_store import ImageLoader, ImageStore
+    dataset = load_dataset(DataConfig(**torch.load(trained[0] / "ae" / "autoencoder.pth", weights_only=True)["data"]))
+    store = ImageStore.open(dataset.source1, dataset.file_label(0), 32, None, 1)
+    made = feature_module.apply_network(backbone, ImageLoader(store, CPU), dataset.train, 32, 16, False, "features")
+    expected = torch.from_numpy(np.concatenate(list(made)))
+    torch.testing.assert_close(views, expected[order], rtol=1e-3, atol=1e-4)
+    assert expected.std(dim=0).max() > 0.01  # images differ
+
+
+def test_the_best_epoch_is_one_of_the_last_stage(trained, tmp_path, capsys, monkeypatch):
+    """Losses of the head, without augmentation, are smaller than those of fine-tuning and do not compare."""
+    losses = iter([0.1, 0.05, 0.2, 0.3, 0.8, 0.7, 0.9])
+
+    def spy(original, *args):
+        return original(*args) * 0 + next(losses)
+
+    spy_on_epochs(monkeypatch, spy)
+    train(capsys, trained, tmp_path / "both", "--max_epoch", 2, "--select", "loss")
+    assert torch.load(tmp_path / "both" / "mrhash.pth", weights_only=True)["epoch"] == 1
+    losses = iter([0.1, 0.05, 0.2, 0.3])
+    train(capsys, trained, tmp_path / "head", "--max_epoch", -1, "--select", "loss")
+    assert torch.load(tmp_path / "head" / "mrhash.pth", weights_only=True)["epoch"] == -3
+
+
+def test_an_epoch_that_is_over_cannot_be_undone(trained, tmp_path, capsys):
+    train(capsys, trained, tmp_path, "--max_epoch", 0)
+    before = (tmp_path / "mrhash.pth").read_bytes()
+    code, _, error = call(capsys, "train.py", *stage2_flags(trained[0] / "ae" / "autoencoder.pth"), *HEAD,
+                          "--output_dir", tmp_path, "--max_epoch", -1, "--resume")
+    assert code == 2 and "has finished epoch 0 already: --max_epoch -1 cannot undo it" in error
+    assert (tmp_path / "mrhash.pth").read_bytes() == before
 
 
 def test_a_head_can_be_followed_by_fine_tuning_later(trained, tmp_path, capsys):
@@ -284,7 +367,7 @@ def test_single_pseudo_labels_are_what_the_network_learns_from(trained, tmp_path
     (["--label_spread", 1], "1 is not a number from 0 to below 1"),
     (["--alpha", 0], "0 is not auto or a number above 0"),
     (["--alpha", "nan"], "nan is not auto or a number above 0"),
-    (["--label_spread", 0.1], "cannot be spread over 0.1 of 4 clusters with alpha 1"),
+    (["--label_spread", 0.1], "cannot be spread over 0.1 of 4 clusters, that is one or less"),
 ])
 def test_settings_that_cannot_be_are_refused(trained, tmp_path, capsys, flags, message):
     code, _, error = call(capsys, "train.py", *stage2_flags(trained[0] / "ae" / "autoencoder.pth"), *flags,

@@ -4,6 +4,8 @@ import csv
 import itertools
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +17,10 @@ import scipy.linalg
 import torch
 
 import baselines
+import cells
+import hamming
 from helpers import ROOT, call, script_module
-from utils import InputError, run
+from utils import ArgumentParser, InputError, run
 
 
 @pytest.fixture
@@ -89,6 +93,19 @@ def test_more_bits_than_directions_are_refused(features, name):
 
 
 @pytest.mark.parametrize("name", baselines.BASELINES)
+def test_the_mean_of_the_training_features_does_not_matter(features, name):
+    encode, moved = (baselines.BASELINES[name](x[:200], 10, 1) for x in (features, features + 1000))
+    torch.testing.assert_close(moved(features + 1000), encode(features), rtol=1e-5, atol=1e-6)
+
+
+def test_a_feature_that_does_not_vary_makes_no_bit_of_spectral_hashing():
+    x = torch.zeros(50, 3, dtype=torch.float64)
+    x[:, 1] = torch.linspace(-1, 1, 50)
+    values = baselines.spectral(x, 3, 0)(x)
+    assert torch.isfinite(values).all() and (values.std(dim=0) > 0.3).all()
+
+
+@pytest.mark.parametrize("name", baselines.BASELINES)
 def test_codes_of_new_images_do_not_depend_on_which_others_come_with_them(features, name):
     encode = baselines.BASELINES[name](features[:200], 10, 1)
     torch.testing.assert_close(encode(features)[200:203], encode(features[200:203]))
@@ -106,7 +123,7 @@ def table(trained, tmp_path, capsys, monkeypatch):
     made = {"pretrained": [], "cells": [], "unlucky": lambda name, bits, seed: False, "pair": ["--source2",
                                                                                            trained[0] / "fine"]}
 
-    def pretrain(args, cell, seed, flags):
+    def pretrain(args, cell, seed, flags, fingerprint):
         made["pretrained"].append(cell.name)
         if made["unlucky"](cell.name, None, seed):
             raise RuntimeError("exit 2: no luck")
@@ -202,17 +219,78 @@ def test_baselines_are_measured_as_test_py_measures(table, capsys):
         results = json.loads((found / "again" / "results.json").read_text())
         assert results["map"] == pytest.approx(float(row["map"]), abs=1e-6)
         assert results["map_chance"] == pytest.approx(float(row["chance"]), abs=1e-6)
+    # The level line: centred by the training features, ranked by cosine.
+    features = np.load(next((table.folder.parent / "cache" / "features").glob("*.npy"))).astype(np.float64)
+    from data_loader import DataConfig, load_dataset
+    words = json.loads((table.folder / "compare.json").read_text())["settings"]
+    dataset = load_dataset(DataConfig("pairs", "data", words["source1"], words["source2"], None, None, 13))
+    unit = features - features[dataset.train].mean(axis=0)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    order = np.argsort(-(unit[dataset.query] @ unit[dataset.database].T), axis=1)[:, :13]
+    hits = dataset.labels[dataset.database][order] == dataset.labels[dataset.query][:, None]
+    ap = (hits.cumsum(axis=1) / np.arange(1, 14) * hits).sum(axis=1) / np.maximum(hits.sum(axis=1), 1)
+    assert float(rows[0]["map"]) == pytest.approx(ap.mean(), abs=2e-6)
+    assert rows[0]["method"] == "float" and rows[0]["chance"] == rows[1]["chance"]
     made = (table.folder / "itq-8bit-13" / "codes.npz").stat().st_mtime_ns
     assert table("--hash_bit", 8, "--seeds", 1, "--methods", "itq")[0] == 0
     assert (table.folder / "itq-8bit-13" / "codes.npz").stat().st_mtime_ns == made
-    # Other weights are another table.
+    # Other weights are another table, and so are other images.
     code, _, error, _ = table("--hash_bit", 8, "--seeds", 1, "--methods", "itq", "--backbone", "resnet18")
     assert code == 2 and "was made with backbone squeezenet1_1, not resnet18: choose another --output_dir" in error
+    table.made["pair"] = ["--source1", words["source2"], "--source2", words["source1"]]
+    code, _, error, _ = table("--hash_bit", 8, "--seeds", 1, "--methods", "itq")
+    assert code == 2 and "itq-8bit-13 was made with source1" in error
+    # A damaged cell is named; codes that are gone cost their curve alone.
+    table.made["pair"] = ["--source2", words["source2"]]
+    (table.folder / "sh-8bit-13" / "results.json").write_text("[]")
+    (table.folder / "itq-8bit-13" / "codes.npz").write_bytes(b"PK")
+    (table.folder / "pcah-8bit-13" / "codes.npz").unlink()
+    code, _, error, rows = table("--hash_bit", 8, "--seeds", 1, "--methods", "itq", "sh", "pcah", "lsh")
+    assert code == 2 and error.count("no curve of") == 2 and "Traceback" not in error
+    assert "sh-8bit-13/results.json is damaged (no object): remove its folder" in error
+    assert [row["method"] for row in rows] == ["lsh", "pcah", "itq"]
+
+
+def test_baselines_learn_from_the_training_images_alone(table, monkeypatch):
+    seen = []
+
+    def itq(train, bits, seed):
+        seen.append(train)
+        return baselines.lsh(train, bits, seed)
+
+    monkeypatch.setitem(baselines.BASELINES, "itq", itq)
+    assert table("--hash_bit", 8, "--seeds", 1, "--methods", "itq")[0] == 0
+    features = np.load(next((table.folder.parent / "cache" / "features").glob("*.npy")))
+    assert seen[0].shape == (39, features.shape[1])
+    rows = {row.tobytes() for row in features}
+    assert {row.tobytes() for row in seen[0].float().numpy()} < rows
+
+
+def test_an_ablation_without_a_length_is_not_prepared(table):
+    code, _, error, _ = table("--hash_bit", 8, "--ablation_bit", "--seeds", 1, "--methods", "mrhash", "best-no-norm")
+    assert code == 0, error
+    assert table.made["pretrained"] == ["autoencoder-default-13"]
+
+
+def test_recall_and_precision_of_a_ranking_with_classes_of_unlike_size():
+    from figures import curve_of
+    generator = np.random.default_rng(0)
+    codes = generator.integers(0, 256, (40, 1), dtype=np.uint8), generator.integers(0, 256, (6, 1), dtype=np.uint8)
+    labels = np.repeat([0, 1], [30, 10]), np.array([0, 1, 0, 1, 1, 0])
+    recall, precision = curve_of(hamming.distance_histograms(codes[1], codes[0], labels[1], labels[0], hash_bit=8))
+    assert recall[-1] == pytest.approx(1) and precision[-1] == pytest.approx((0.75 + 0.25) / 2)
+    nearest = []
+    for code, label in zip(codes[1], labels[1], strict=True):
+        distance = np.unpackbits(codes[0] ^ code, axis=1).sum(axis=1)
+        tied = labels[0][distance == distance.min()] == label
+        nearest.append((tied.mean(), tied.mean() / (labels[0] == label).sum()))
+    assert (precision[0], recall[0]) == pytest.approx(tuple(np.mean(nearest, axis=0)))
 
 
 @pytest.mark.parametrize(("flags", "message"), [
     (["--hash_bit", 1025], "1025 is more than 1024"), (["--methods", "magic"], "invalid choice: 'magic'"),
-    (["--curve_bit", 5], "5 is not among --hash_bit"), (["--seeds", 0], "0"),
+    (["--max_epoch", -1], "-1 is not a whole number >= 0"), (["--curve_bit", 5], "5 is not among --hash_bit"),
+    (["--seeds", 0], "argument --seeds: 0"),
     (["--data_name", "UCMerced", "--data_dir", "nowhere"], "nowhere")])
 def test_bad_flags_end_before_any_work(table, flags, message):
     code, _, error, _ = table(*flags)
@@ -243,6 +321,107 @@ def test_images_without_labels_cannot_be_compared(tmp_path, capsys):
     code, _, error = call(capsys, "compare.py", "--data_name", "pairs", "--source1", tmp_path / "flat", "--output_dir",
                           tmp_path)
     assert code == 2 and "no labels, so there is nothing to compare" in error
+
+
+# ------------------------------------------------------------------------ cells
+
+
+@pytest.fixture
+def cell(trained, tmp_path, monkeypatch):
+    """Flags of a table, a finished autoencoder and a finished cell of it; `commands` that would be run."""
+    commands = []
+    monkeypatch.setattr(cells, "run_script", lambda log, jobs, *command: commands.append(list(map(str, command))))
+    parser = ArgumentParser(prog="table")
+    cells.add_cell_flags(parser, "runs")
+    args = parser.parse_args([str(word) for word in (
+        "--data_name", "pairs", "--source1", trained[0] / "coarse", "--source2", trained[0] / "fine", "--backbone",
+        "resnet18", "--weights", "none", "--image_size", 32, "--max_epoch", 2, "--batch_size", 16)])
+    for name in ("ae", "mr"):
+        shutil.copytree(trained[0] / name, tmp_path / name)
+    # What the fixture's scripts were given and a table would not give.
+    cell_flags = {"ae": ["--image_size", 32, "--epoch", 6, "--batch_size", 16],
+                  "mr": ["--multi_lr", 1, "--n_clusters", 4]}
+    return args, tmp_path, cell_flags, commands
+
+
+def test_a_finished_cell_is_read(cell):
+    args, folder, flags, commands = cell
+    path = cells.pretrain(args, folder / "ae", 13, flags["ae"])
+    record = cells.train_and_test(args, folder / "mr", path, 12, 13, flags["mr"])
+    assert not commands and record["bits"] == 12
+    assert record["map"] == json.loads((folder / "mr" / "results.json").read_text())["map"]
+
+
+@pytest.mark.parametrize(("name", "value", "says"), [
+    ("source1", "elsewhere", "source1"), ("backbone", "resnet34", "feature_backbone"),
+    ("weights", "w.pth", "feature_weights"), ("max_per_class", 5, "max_per_class"),
+    ("split_dir", "lists", "split_dir")])
+def test_an_autoencoder_of_other_settings_is_not_read(cell, name, value, says):
+    args, folder, flags, _ = cell
+    setattr(args, name, value)
+    with pytest.raises(InputError, match=f"was made with .*{says}.*choose another --output_dir"):
+        cells.pretrain(args, folder / "ae", 13, flags["ae"])
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("backbone", "resnet34"), ("weights", "w.pth"), ("image_size", 64), ("max_epoch", 3), ("batch_size", 8),
+    ("amp", True)])
+def test_a_cell_of_other_settings_is_not_read(cell, name, value):
+    args, folder, flags, _ = cell
+    setattr(args, name, value)
+    with pytest.raises(InputError, match="was made with"):
+        cells.train_and_test(args, folder / "mr", folder / "ae" / "autoencoder.pth", 12, 13, flags["mr"])
+
+
+def test_a_cell_of_another_preset_seed_or_split_is_not_read(cell):
+    args, folder, flags, _ = cell
+    path = folder / "ae" / "autoencoder.pth"
+    for bits, seed, more, says in ((12, 14, [], "seed 13, not 14"), (16, 13, [], "hash_bit 12, not 16"),
+                                   (12, 13, ["--preset", "best"], "label_spread 0.0, not 0.2"),
+                                   (12, 13, ["--alpha", 3], "alpha 1.0, not 3.0")):
+        with pytest.raises(InputError, match=re.escape(says)):
+            cells.train_and_test(args, folder / "mr", path, bits, seed, [*flags["mr"], *more])
+    with pytest.raises(InputError, match="neighbours 0, not 10"):
+        cells.pretrain(args, folder / "ae", 13, [*flags["ae"], "--preset", "best"])
+    with pytest.raises(InputError, match=r"fingerprint .* not other"):
+        cells.pretrain(args, folder / "ae", 13, flags["ae"], fingerprint="other")
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({**checkpoint, "fingerprint": "other"}, path)
+    with pytest.raises(InputError, match=r"fingerprint .* not other"):
+        cells.train_and_test(args, folder / "mr", path, 12, 13, flags["mr"])
+
+
+def test_a_damaged_cell_is_named(cell):
+    args, folder, flags, _ = cell
+    for name, content in (("log.jsonl", ""), ("config.json", ""), ("results.json", "[]")):
+        before = (folder / "mr" / name).read_text()
+        (folder / "mr" / name).write_text(content)
+        with pytest.raises(InputError, match=f"{name} is damaged.*remove its folder"):
+            cells.train_and_test(args, folder / "mr", folder / "ae" / "autoencoder.pth", 12, 13, flags["mr"])
+        (folder / "mr" / name).write_text(before)
+    (folder / "ae" / "autoencoder.pth").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"autoencoder\.pth is not a whole checkpoint"):
+        cells.train_and_test(args, folder / "mr", folder / "ae" / "autoencoder.pth", 12, 13, flags["mr"])
+
+
+def test_a_preset_brings_its_size_and_amp_is_passed_on(cell):
+    args, folder, flags, commands = cell
+    args.amp = True
+    for sized in (True, False):
+        (folder / "new").mkdir(exist_ok=True)
+        with pytest.raises(OSError):  # nothing is made: the script is not run
+            cells.train_and_test(args, folder / "new", folder / "ae" / "autoencoder.pth", 12, 13, flags["mr"], sized)
+        train, test = commands[-2:]
+        assert train[0] == "train.py" and "--amp" in train and test[0] == "test.py"
+        assert ("--image_size" in train, "--max_epoch" in train, "--batch_size" in train) == (sized,) * 3
+        assert train[-4:] == ["--multi_lr", "1", "--n_clusters", "4"]
+
+
+def test_whatever_breaks_in_a_cell_the_others_are_made():
+    def broken():
+        raise IndexError("list index out of range")
+    done, failed = cells.run_cells(2, [("a", lambda: 1), ("b", broken), ("c", lambda: 3)])
+    assert done == [1, None, 3] and failed == ["b: IndexError('list index out of range')"]
 
 
 # ------------------------------------------------------------------------ the table, as people run it
