@@ -138,9 +138,12 @@ class Baselines:
                 **{name: getattr(self.args, name) for name in ("data_name", "source1", "split_dir", "max_per_class")},
                 "fingerprint": self.datasets[seed].fingerprint}
 
+    def folder_of(self, name: str, bits: int | None, seed: int) -> Path:
+        return self.folder / (f"{name}-{seed}" if bits is None else f"{name}-{bits}bit-{seed}")
+
     def cell(self, name: str, bits: int | None, seed: int) -> dict[str, Any]:
         """The method's codes and their evaluation, made now or read; `float` has neither bits nor codes."""
-        cell = self.folder / (f"{name}-{seed}" if bits is None else f"{name}-{bits}bit-{seed}")
+        cell = self.folder_of(name, bits, seed)
         if (cell / "results.json").exists():
             check_settings(cell, self.settings(seed))
         else:
@@ -189,27 +192,38 @@ class Progress:
     A cell that is only read counts with the seconds it says it took, where it says so.
     """
 
-    def __init__(self, kinds: Sequence[str], jobs: int) -> None:
-        """kinds: of every cell to come; cells of one kind take about as long as each other."""
-        self.waiting, self.jobs, self.total, self.count = list(kinds), jobs, len(kinds), 0
+    def __init__(self, jobs: int) -> None:
+        self.waiting: list[str] = []  # kinds of the cells to be made
+        self.jobs, self.total, self.count = jobs, 0, 0
         self.times: dict[str, list[float]] = {}
         self.lock = threading.Lock()
 
-    def watch(self, kind: str, name: str, work: Callable[[], Any]) -> Any:
-        """Call `work`, then print a line; what it raises is passed on."""
+    def watch(self, kind: str, cell: Path, name: str, work: Callable[[], Any]) -> tuple[str, Callable[[], Any]]:
+        """Expect the cell: returns its name and `work` with a line printed behind it; what it raises is passed on.
+
+        kind: cells of one kind take about as long as each other. cell: its folder, which tells if it is done.
+        """
+        done = (cell / "results.json").exists() or (cell / "autoencoder.pth").exists()
+        self.total += 1
+        if not done:
+            self.waiting.append(kind)
+        return name, partial(self._run, kind, done, name, work)
+
+    def _run(self, kind: str, done: bool, name: str, work: Callable[[], Any]) -> Any:
         begun = time.monotonic()
         try:
             value = work()
         except Exception:
-            self._tell(kind, name, "failed", time.monotonic() - begun, 0)
+            self._tell(kind, done, name, "failed", time.monotonic() - begun, 0)
             raise
-        self._tell(kind, name, f"mAP {value['map']:.3f}" if "map" in value else "done", time.monotonic() - begun,
+        self._tell(kind, done, name, f"mAP {value['map']:.3f}" if "map" in value else "done", time.monotonic() - begun,
                    value.get("train_seconds", 0))
         return value
 
-    def _tell(self, kind: str, name: str, found: str, seconds: float, said: float) -> None:
+    def _tell(self, kind: str, done: bool, name: str, found: str, seconds: float, said: float) -> None:
         with self.lock:
-            self.waiting.remove(kind)
+            if not done:
+                self.waiting.remove(kind)
             self.count += 1
             if found != "failed" and max(seconds, said) > 1:
                 self.times.setdefault(kind, []).append(max(seconds, said))
@@ -238,43 +252,44 @@ def fill(args: Namespace, folder: Path, datasets: dict[int, PairedDataset], meth
               for bits in (args.ablation_bit if TRAINED[name].ablation else args.hash_bit)]
     for name, _, seed in hashed:
         stage1.setdefault((folder_name(TRAINED[name].first), seed), TRAINED[name].first)
-    progress = Progress(["baseline"] * len(compared) + ["autoencoder"] * len(stage1)
-                        + [name.split("-")[0] for name, _, _ in hashed], args.jobs)
+    progress = Progress(args.jobs)
+    pretrained: dict[tuple[str, int], Path] = {}
 
     def keep(key: tuple[str, int | None, int], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         records[key] = work()
         return records[key]
 
-    def watched(kind: str, name: str, work: Callable[[], Any]) -> tuple[str, Callable[[], Any]]:
-        return name, partial(progress.watch, kind, name, work)
-
-    # The first alone: it fills the cache of images and features that the others share.
-    _, failed = run_cells(1, [watched("baseline", title(key), partial(keep, key, partial(classical.cell, *key)))
-                              for key in compared])
-    pretrained: dict[tuple[str, int], Path] = {}
-
-    def pretrain_cell(slug: str, seed: int) -> dict[str, Any]:
-        pretrained[slug, seed] = pretrain(args, folder / f"autoencoder-{slug}-{seed}", seed, stage1[slug, seed],
-                                          fingerprint=datasets[seed].fingerprint)
+    def pretrain_cell(cell: Path, slug: str, seed: int) -> dict[str, Any]:
+        pretrained[slug, seed] = pretrain(args, cell, seed, stage1[slug, seed], fingerprint=datasets[seed].fingerprint)
         return {}
 
-    keys = list(stage1)
-    for some, jobs in ((keys[:1], 1), (keys[1:], args.jobs)):
-        failed += run_cells(jobs, [watched("autoencoder", f"autoencoder {slug}, seed {seed}",
-                                           partial(pretrain_cell, slug, seed)) for slug, seed in some])[1]
-
-    def hash_cell(name: str, bits: int, seed: int) -> dict[str, Any]:
+    def hash_cell(cell: Path, name: str, bits: int, seed: int) -> dict[str, Any]:
         method = TRAINED[name]
         slug = folder_name(method.first)
         if (slug, seed) not in pretrained:
             raise RuntimeError("its autoencoder failed")
-        sized = not name.startswith(OWN)
-        size = f"{args.image_size}px-{args.max_epoch}-{args.batch_size}-" if sized else ""
-        cell = folder / f"{slug}--{folder_name(method.second)}-{size}{bits}bit-{seed}"
-        return train_and_test(args, cell, pretrained[slug, seed], bits, seed, method.second, sized)
+        return train_and_test(args, cell, pretrained[slug, seed], bits, seed, method.second, not name.startswith(OWN))
 
-    return failed + run_cells(args.jobs, [
-        watched(key[0].split("-")[0], title(key), partial(keep, key, partial(hash_cell, *key))) for key in hashed])[1]
+    baselines = [progress.watch("baseline", classical.folder_of(*key), title(key),
+                                partial(keep, key, partial(classical.cell, *key))) for key in compared]
+    first = []
+    for slug, seed in stage1:
+        cell = folder / f"autoencoder-{slug}-{seed}"
+        first.append(progress.watch("autoencoder", cell, f"autoencoder {slug}, seed {seed}",
+                                    partial(pretrain_cell, cell, slug, seed)))
+    second = []
+    for name, bits, seed in hashed:
+        method = TRAINED[name]
+        size = "" if name.startswith(OWN) else f"{args.image_size}px-{args.max_epoch}-{args.batch_size}-"
+        cell = folder / f"{folder_name(method.first)}--{folder_name(method.second)}-{size}{bits}bit-{seed}"
+        key = name, bits, seed
+        second.append(progress.watch(name.split("-")[0], cell, title(key), partial(keep, key,
+                                                                                   partial(hash_cell, cell, *key))))
+    failed = run_cells(1, baselines)[1]
+    # The first autoencoder alone: it fills the cache of images and features that the others share.
+    for cells, jobs in ((first[:1], 1), (first[1:], args.jobs), (second, args.jobs)):
+        failed += run_cells(jobs, cells)[1]
+    return failed
 
 
 def title(key: tuple[str, int | None, int]) -> str:
@@ -334,22 +349,22 @@ def report(args: Namespace, folder: Path, datasets: dict[int, PairedDataset],
     write_json(folder / "compare.json", {"settings": vars(args), "environment": environment(), "cells": rows})
     maps: dict[str, dict[int | None, list[float]]] = {}
     for (name, bits, _), record in records.items():
-        maps.setdefault(TITLES[name], {}).setdefault(bits, []).append(record["map"])
+        maps.setdefault(TITLES[name].replace("`", ""), {}).setdefault(bits, []).append(record["map"])
     caption = f"{first.name}, {len(datasets)} seed{'s' * (len(datasets) > 1)}"
     write_comparison(maps, folder, R[0], caption)
     curves = {}
-    for (name, bits, _), record in records.items():
-        if bits == args.curve_bit and TITLES[name] not in curves and "cell" in record:  # of the first seed there is
+    for (name, bits, seed), record in records.items():
+        if bits == args.curve_bit and seed == args.first_seed and "cell" in record:
             path = folder / record["cell"] / "codes.npz"
             try:
                 with np.load(path) as content:
-                    curves[TITLES[name]] = curve_of(hamming.distance_histograms(
+                    curves[TITLES[name].replace("`", "")] = curve_of(hamming.distance_histograms(
                         content["query_codes"], content["database_codes"], content["query_labels"],
                         content["database_labels"], hash_bit=bits))
             except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
                 print(f"no curve of {TITLES[name]}: {path} cannot be read ({error})", file=sys.stderr)
     if curves:
-        write_curves(curves, folder, f"{first.name}, {args.curve_bit} bits")
+        write_curves(curves, folder, f"{first.name}, {args.curve_bit} bits, seed {args.first_seed}")
     print(f"wrote compare.md, .csv, .json and figures to {folder}")
 
 

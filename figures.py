@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 import hamming
 from utils import atomic_file
 
+LINES = ("-", "--", ":", "-.")  # of the first ten methods, the next ten, ...
 MOST_BARS = 60  # more classes than this are in the CSV alone
 
 
@@ -53,7 +54,7 @@ def write_comparison(maps: dict[str, dict[int | None, Sequence[float]]], folder:
     Args:
         maps: method -> bits -> one value a seed; bits None for a method that has no codes: a level line.
     """
-    figure, axes = _axes(7, 4.5, title, "bits", f"mAP@{R:,}")
+    figure, axes = _axes(10, 5, title, "bits", f"mAP@{R:,}")
     lengths = sorted({bits for values in maps.values() for bits in values if bits is not None})
     for number, (method, values) in enumerate(maps.items()):
         colour = f"C{number % 10}"
@@ -64,7 +65,7 @@ def write_comparison(maps: dict[str, dict[int | None, Sequence[float]]], folder:
         middle = np.array([np.mean(values[bits]) for bits in known])
         reach = np.array([[np.mean(v) - min(v), max(v) - np.mean(v)] for v in (values[bits] for bits in known)]).T
         axes.errorbar(known, middle, yerr=np.maximum(reach, 0), color=colour, marker="osv^Dx"[number // 10 % 6],
-                      markersize=4, capsize=3, label=method)
+                      linestyle=LINES[number // 10 % 4], markersize=4, capsize=3, label=method)
     axes.set(xscale="log")
     axes.set_xticks(lengths, [str(bits) for bits in lengths])
     axes.minorticks_off()
@@ -76,10 +77,10 @@ def write_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], folder: Path,
     """precision_recall.png and .csv: of the first k of the ranking, for each method (recall, precision) over k."""
     _write_csv(folder / "precision_recall.csv", ("method", "recall", "precision"),
                ((method, *point) for method, values in curves.items() for point in zip(*values, strict=True)))
-    figure, axes = _axes(7, 4.5, title, "recall", "precision")
+    figure, axes = _axes(10, 5, title, "recall", "precision")
     for number, (method, (recall, precision)) in enumerate(curves.items()):
         axes.plot(recall, precision, color=f"C{number % 10}", label=method,
-                  linestyle=("-", "--", ":", "-.")[number // 10 % 4])
+                  linestyle=LINES[number // 10 % 4])
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     _write_png(folder / "precision_recall.png", figure)

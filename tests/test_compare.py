@@ -297,20 +297,25 @@ def test_bad_flags_end_before_any_work(table, flags, message):
     assert code == 2 and message in error and "Traceback" not in error and not table.made["pretrained"]
 
 
-def test_the_time_left_is_told_from_cells_of_the_same_kind(capsys, monkeypatch):
+def test_the_time_left_is_told_from_cells_of_the_same_kind(capsys, monkeypatch, tmp_path):
     compare = script_module("compare.py")
     clock = iter([0, 10, 10, 40, 40, 40])
     monkeypatch.setattr(compare.time, "monotonic", lambda: next(clock))
-    progress = compare.Progress(["slow", "quick", "slow", "read", "quick", "read"], jobs=2)
-    progress.watch("quick", "a", lambda: {"map": 0.5})
-    progress.watch("slow", "b", lambda: {"map": 0.25})
-    out = capsys.readouterr().out.splitlines()
-    # Of those to come one is quick (10 s), one slow (30 s); the read one says that it took 400 s.
-    progress.watch("read", "c", lambda: {"map": 0.1, "train_seconds": 400})
-    out += capsys.readouterr().out.splitlines()
-    assert out == ["[1/6] a: mAP 0.500, 10 s; about 5 s left, and read, slow, of which none is timed yet",
-                   "[2/6] b: mAP 0.250, 30 s; about 20 s left, and read, of which none is timed yet",
-                   "[3/6] c: mAP 0.100, 0 s; about 4 minutes left"]
+    progress = compare.Progress(jobs=2)
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "results.json").touch()
+    cells = [("quick", "new", "a", {"map": 0.5}), ("slow", "new", "b", {"map": 0.25}),
+             ("read", "done", "c", {"map": 0.1, "train_seconds": 400}), ("slow", "new", "d", {}),
+             ("read", "new", "e", {}), ("quick", "new", "f", {})]
+    works = [progress.watch(kind, tmp_path / folder, name, lambda value=value: value)[1]
+             for kind, folder, name, value in cells]
+    for work in works[:3]:
+        work()
+    # To come: one quick (10 s), one slow (30 s), one of the kind that says that it took 400 s; two at a time.
+    assert capsys.readouterr().out.splitlines() == [
+        "[1/6] a: mAP 0.500, 10 s; about 5 s left, and read, slow, of which none is timed yet",
+        "[2/6] b: mAP 0.250, 30 s; about 20 s left, and read, of which none is timed yet",
+        "[3/6] c: mAP 0.100, 0 s; about 4 minutes left"]
 
 
 def test_images_without_labels_cannot_be_compared(tmp_path, capsys):
