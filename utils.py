@@ -228,11 +228,26 @@ def write_json(path: Path, content: Any) -> None:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
+def _one_object_a_string(content: Any) -> Any:
+    """Copies of dicts and lists in which equal strings are one object.
+
+    A pickle refers back to an object it has met, so its bytes tell whether two equal strings were one: a
+    flag's default and the same word typed in the shell would give different files.
+    """
+    if isinstance(content, str):
+        return sys.intern(str(content))
+    if isinstance(content, dict):
+        return {_one_object_a_string(key): _one_object_a_string(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)(_one_object_a_string(value) for value in content)
+    return content
+
+
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write tensors and plain values atomically; the same content gives the same bytes."""
     # Through a buffer: torch names the folder inside the zip after the file it writes to.
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(_one_object_a_string(content), buffer)
     with atomic_file(path) as file:
         file.write(buffer.getbuffer())
 

@@ -15,7 +15,7 @@ import loss
 import options
 from data_loader import DataConfig, load_dataset
 from helpers import ROOT, SMALL, call, script_module, stage1_flags, stage2_flags
-from utils import run, seed_everything
+from utils import InputError, run, seed_everything
 
 # Sun et al., TGRS 2022, and the code published with it.
 PUBLISHED = {
@@ -493,7 +493,7 @@ def test_encoders_are_not_compared_without_a_second_source(table):
 def test_a_finished_cell_of_other_settings_is_not_taken_for_this_one(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "alexnet", "amp": False, "split_dir": None}))
     cells.check_settings(tmp_path, {"model_type": "alexnet", "amp": False, "split_dir": None})
-    with pytest.raises(RuntimeError, match="was made with model_type alexnet, not resnet18; amp False, not True"):
+    with pytest.raises(InputError, match="was made with model_type alexnet, not resnet18; amp False, not True"):
         cells.check_settings(tmp_path, {"model_type": "resnet18", "amp": True})
 
 

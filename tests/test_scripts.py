@@ -137,6 +137,17 @@ def test_a_run_cut_short_and_resumed_ends_with_the_same_file(trained, tmp_path, 
     assert [json.loads(line)["epoch"] for line in log] == list(range({1: 6, 2: 3}[stage]))
 
 
+def test_a_checkpoint_does_not_tell_whether_equal_words_were_one_object(tmp_path):
+    from utils import save_checkpoint
+    word, same = "none", "".join(["no", "ne"])
+    assert word is not same
+    for name, second in (("a", word), ("b", same)):
+        save_checkpoint(tmp_path / name, {"x": word, "y": [second, {"none": (second, 1)}], "z": torch.ones(2)})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    loaded = torch.load(tmp_path / "b", weights_only=True)
+    assert loaded["x"] == "none" and loaded["y"] == ["none", {"none": ("none", 1)}] and loaded["z"].tolist() == [1, 1]
+
+
 def test_selection_by_test_map_warns_and_keeps_the_best_epoch(trained, tmp_path, capsys):
     folder, _ = trained
     code, _, error = call(capsys, "train.py", *stage2_flags(folder / "ae" / "autoencoder.pth"), "--select",
