@@ -80,9 +80,12 @@ TRAINED = {
     "best-learning": Method("best, autoencoder, centres and targets trained as published", BEST,
                             [*BEST, "--autoencoder", "trained", "--centres", "trained", "--targets", "epoch"]),
 }
-TITLES = {"float": "float features, centred cosine", "lsh": "LSH", "pcah": "PCAH", "sh": "spectral hashing",
-          "itq": "ITQ", **{name: method.title for name, method in TRAINED.items()}}
-USUAL = [*list(TITLES)[:5], *list(TRAINED)[:6]]
+FLOATS = ("float", "float-both")  # level lines: no codes
+TITLES = {"float": "float features, centred cosine", "float-both": "float features of both sources", "lsh": "LSH",
+          "pcah": "PCAH", "sh": "spectral hashing", "itq": "ITQ",
+          **{name: method.title for name, method in TRAINED.items()}}
+USUAL = [*list(TITLES)[:6], *list(TRAINED)[:6]]
+PAIRED = {"float-both", *(name for name, method in TRAINED.items() if method.pairs)}
 OWN = ("best",)  # presets that bring the size of their run with them
 
 
@@ -125,27 +128,26 @@ class Baselines:
         self.args, self.folder, self.datasets, self.R = args, folder, datasets, R
         self.features = cache(self._features)
 
-    def _features(self, seed: int) -> np.ndarray:
-        """Frozen features of source 1, float32 (N, d), rows as in the dataset."""
+    def _features(self, seed: int, both: bool) -> list[np.ndarray]:
+        """Frozen features of source 1, or of both: float32 (N, d), rows as in the dataset."""
         dataset, args = self.datasets[seed], self.args
         settings = {"feature_backbone": args.backbone, "feature_weights": args.weights, "image_size": 224, "amp": False}
-        arrays, _ = dataset_features(replace(dataset, source2=None), settings, args.weights, pick_device("auto"), 128,
-                                     4, args.cache_dir)
-        return np.asarray(arrays[0])
+        return dataset_features(dataset if both else replace(dataset, source2=None), settings, args.weights,
+                                pick_device("auto"), 128, 4, args.cache_dir)[0]
 
-    def settings(self, seed: int) -> dict[str, Any]:
-        return {"backbone": self.args.backbone, "weights": self.args.weights, "seed": seed,
-                **{name: getattr(self.args, name) for name in ("data_name", "source1", "split_dir", "max_per_class")},
-                "fingerprint": self.datasets[seed].fingerprint}
+    def settings(self, name: str, seed: int) -> dict[str, Any]:
+        flags = ["backbone", "weights", "data_name", "source1", "split_dir", "max_per_class"]
+        return {**{flag: getattr(self.args, flag) for flag in flags + ["source2"] * (name == "float-both")},
+                "seed": seed, "fingerprint": self.datasets[seed].fingerprint}
 
     def folder_of(self, name: str, bits: int | None, seed: int) -> Path:
         return self.folder / (f"{name}-{seed}" if bits is None else f"{name}-{bits}bit-{seed}")
 
     def cell(self, name: str, bits: int | None, seed: int) -> dict[str, Any]:
-        """The method's codes and their evaluation, made now or read; `float` has neither bits nor codes."""
+        """The method's codes and their evaluation, made now or read; floats have neither bits nor codes."""
         cell = self.folder_of(name, bits, seed)
         if (cell / "results.json").exists():
-            check_settings(cell, self.settings(seed))
+            check_settings(cell, self.settings(name, seed))
         else:
             self._make(cell, name, bits, seed)
         results = read_json(cell / "results.json")
@@ -155,15 +157,18 @@ class Baselines:
 
     def _make(self, cell: Path, name: str, bits: int | None, seed: int) -> None:
         dataset, begun = self.datasets[seed], time.time()
-        x = torch.from_numpy(np.array(self.features(seed))).double()
+        sources = [torch.from_numpy(np.array(x)).double() for x in self.features(seed, name == "float-both")]
+        x = sources[0]
         query, database = torch.from_numpy(dataset.query), torch.from_numpy(dataset.database)
         labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
         train = x[torch.from_numpy(dataset.train)]
         device = str(pick_device("auto"))
         cell.mkdir(parents=True, exist_ok=True)
-        write_json(cell / "config.json", {**self.settings(seed), "environment": environment()})
+        write_json(cell / "config.json", {**self.settings(name, seed), "environment": environment()})
         if bits is None:
-            unit = torch.nn.functional.normalize(x - train.mean(dim=0)).float().numpy()
+            # Of both: the mean of the two cosines.
+            unit = torch.cat([torch.nn.functional.normalize(part - part[torch.from_numpy(dataset.train)].mean(dim=0))
+                              for part in sources], dim=1).float().numpy()
             results = {"map": hamming.float_map(unit[dataset.query], unit[dataset.database], *labels, R=self.R[seed],
                                                 device=device),
                        "map_chance": float(np.mean(chance_of(labels, self.R[seed]))), "R": self.R[seed]}
@@ -247,7 +252,7 @@ def fill(args: Namespace, folder: Path, datasets: dict[int, PairedDataset], meth
     trained = [(seed, name) for seed in datasets for name in methods if name in TRAINED]
     stage1: dict[tuple[str, int], Sequence[object]] = {}
     compared = [(name, bits, seed) for seed in datasets for name in methods if name not in TRAINED
-                for bits in ([None] if name == "float" else args.hash_bit)]
+                for bits in ([None] if name in FLOATS else args.hash_bit)]
     hashed = [(name, bits, seed) for seed, name in trained
               for bits in (args.ablation_bit if TRAINED[name].ablation else args.hash_bit)]
     for name, _, seed in hashed:
@@ -377,8 +382,7 @@ def main() -> None:
     first = datasets[args.first_seed]
     if first.labels is None:
         raise InputError("these images have no labels, so there is nothing to compare: class sub-folders give labels")
-    methods = [method for method in args.methods
-               if method not in TRAINED or not TRAINED[method].pairs or first.source2 is not None]
+    methods = [method for method in args.methods if method not in PAIRED or first.source2 is not None]
     if len(methods) < len(args.methods):
         left_out = ", ".join(method for method in args.methods if method not in methods)
         print(f"left out, there is no second source: {left_out}")

@@ -59,7 +59,7 @@ def write_comparison(maps: dict[str, dict[int | None, Sequence[float]]], folder:
     for number, (method, values) in enumerate(maps.items()):
         colour = f"C{number % 10}"
         if None in values:
-            axes.axhline(np.mean(values[None]), color="black", linestyle="--", label=method)
+            axes.axhline(np.mean(values[None]), color="black", linestyle=LINES[(number + 1) % 4], label=method)
             continue
         known = sorted(values)
         middle = np.array([np.mean(values[bits]) for bits in known])

@@ -202,10 +202,11 @@ def test_a_failed_cell_leaves_the_others_and_a_failed_autoencoder_its_own(table)
 
 def test_without_a_second_source_what_needs_one_is_left_out(table):
     table.made["pair"] = []
-    code, out, error, rows = table("--hash_bit", 8, "--seeds", 1, "--methods", "mrhash", "mrhash-none",
+    code, out, error, rows = table("--hash_bit", 8, "--seeds", 1, "--methods", "float-both", "mrhash", "mrhash-none",
                                    "mrhash-unisource", "best-none", "best-unisource")
     assert code == 0, error
-    assert "left out, there is no second source: mrhash-none, mrhash-unisource, best-none, best-unisource" in out
+    assert ("left out, there is no second source: float-both, mrhash-none, mrhash-unisource, best-none, "
+            "best-unisource") in out
     assert {row["method"] for row in rows} == {"mrhash"} and "one seed" in out
 
 
@@ -231,6 +232,19 @@ def test_baselines_are_measured_as_test_py_measures(table, capsys):
     ap = (hits.cumsum(axis=1) / np.arange(1, 14) * hits).sum(axis=1) / np.maximum(hits.sum(axis=1), 1)
     assert float(rows[0]["map"]) == pytest.approx(ap.mean(), abs=2e-6)
     assert rows[0]["method"] == "float" and rows[0]["chance"] == rows[1]["chance"]
+    # Both sources: the mean of their cosines.
+    code, _, error, both = table("--hash_bit", 8, "--seeds", 1, "--methods", "float-both")
+    assert code == 0, error
+    files = (table.folder.parent / "cache" / "features").glob("*.npy")
+    cosines = np.zeros((len(dataset.query), len(dataset.database)))
+    for features in map(np.load, files):
+        unit = features - features[dataset.train].mean(axis=0)
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        cosines += unit[dataset.query] @ unit[dataset.database].T
+    order = np.argsort(-cosines, axis=1)[:, :13]
+    hits = dataset.labels[dataset.database][order] == dataset.labels[dataset.query][:, None]
+    ap = (hits.cumsum(axis=1) / np.arange(1, 14) * hits).sum(axis=1) / np.maximum(hits.sum(axis=1), 1)
+    assert float(both[0]["map"]) == pytest.approx(ap.mean(), abs=1e-5)
     made = (table.folder / "itq-8bit-13" / "codes.npz").stat().st_mtime_ns
     assert table("--hash_bit", 8, "--seeds", 1, "--methods", "itq")[0] == 0
     assert (table.folder / "itq-8bit-13" / "codes.npz").stat().st_mtime_ns == made
