@@ -27,8 +27,9 @@ from image_sources import (
     open_container,
     require,
 )
+from image_store import unreadable
 from splits import SPLIT_FILES, limit_rows, scene_key, split_by_lists, split_by_seed
-from utils import InputError, first_few, resolve_path, sha256_of
+from utils import InputError, first_few, resolve_path, sha256_of, warn
 
 DATASETS = {"eurosat": "EuroSAT", "dsrsid": "DSRSID", "ucmerced": "UCMerced", "pairs": "pairs",
             "demo": "demo"}
@@ -47,6 +48,7 @@ class DataConfig:
     split_dir: str | None = None
     max_per_class: int | None = None
     split_seed: int = 13
+    skip: tuple[str, ...] = ()  # names of scenes that are left out: --skip_bad found them unreadable
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -104,6 +106,7 @@ class PairedDataset:
 def _by_key(container: Folder | Zip, depth: int) -> dict[str, str]:
     """Scene name -> file. Raises InputError when two files have the same name."""
     files: dict[str, str] = {}
+    _reject_empty_classes(container)
     for path in container.files:
         key = scene_key(path, depth)
         if key in files:
@@ -116,10 +119,28 @@ def _matched(first: dict[str, str], second: dict[str, str], where: tuple[Path, P
     """The common names, sorted. Raises InputError that names the first ones without a partner."""
     for ours, theirs, here, there in ((first, second, *where), (second, first, *where[::-1])):
         alone = sorted(ours.keys() - theirs.keys())
+        elsewhere = {key.rpartition("/")[2]: key for key in theirs.keys() - ours.keys()} if alone else {}
+        moved = [(key, elsewhere[name]) for key in alone if (name := key.rpartition("/")[2]) in elsewhere]
+        if len(moved) == len(alone) > 0:
+            raise InputError(f"{len(alone):,} images lie in one class folder in {here} and in another in {there}: "
+                             f"{first_few([f'{key} and {other}' for key, other in moved])}")
         if alone:
             raise InputError(f"{len(alone):,} images of {here} have no partner of the same name in "
                              f"{there}: {first_few(alone)}")
     return sorted(first)
+
+
+def _reject_empty_classes(container: Folder | Zip) -> None:
+    """Raise InputError where a folder beside the class folders holds no image."""
+    filled = {name.rpartition("/")[0] for name in container.files}
+    above = {folder.rpartition("/")[0] for folder in filled if folder}
+    # Folders that hold folders are no classes; what begins with a dot or an underscore is a tool's.
+    parents = {folder.rpartition("/")[0] for folder in container.folders | filled}
+    empty = sorted(folder for folder in container.folders - filled - parents if folder.rpartition("/")[0] in above
+                   and not folder.rpartition("/")[2].startswith((".", "_")))
+    if empty:
+        raise InputError(f"{len(empty):,} class folders of {container.root} hold no image: {first_few(empty)}; add "
+                         "the images or remove the folders")
 
 
 def _find(data_dir: Path, candidates: Iterable[str]) -> Path | None:
@@ -291,6 +312,31 @@ def _ms_pan(config: DataConfig) -> tuple[str, str]:
 BUILDERS = {"EuroSAT": _eurosat, "DSRSID": _dsrsid, "UCMerced": _ucmerced, "pairs": _pairs, "demo": _demo}
 
 
+def _without_relevant(query: np.ndarray, database: np.ndarray) -> int:
+    """How many queries share no label with the database: labels (N,), or 0/1 (N, C)."""
+    if query.ndim == 1:
+        return int((~np.isin(query, database)).sum())
+    return int((~(query[:, database.any(axis=0)] > 0).any(axis=1)).sum())
+
+
+def load_readable(config: DataConfig, workers: int) -> tuple[PairedDataset, DataConfig]:
+    """load_dataset without the scenes of which an image cannot be read; and the config that names them in `skip`.
+
+    Raises:
+        InputError: as load_dataset; nothing would be left.
+    """
+    dataset = load_dataset(config)
+    bad: dict[int, str] = {}
+    for number, source in enumerate(dataset.sources):
+        bad |= unreadable(source, dataset.file_label(number), workers)
+    if not bad:
+        return dataset, config
+    warn(f"{len(bad):,} of {len(dataset.names):,} scenes are left out, because an image cannot be read: "
+         f"{'; '.join(sorted(bad.values()))}")
+    config = replace(config, skip=tuple(sorted(dataset.names[row] for row in bad)))
+    return load_dataset(config), config
+
+
 def load_dataset(config: DataConfig) -> PairedDataset:
     """Find a dataset, pair its sources by name and split it.
 
@@ -315,6 +361,13 @@ def load_dataset(config: DataConfig) -> PairedDataset:
         rows = limit_rows(rows, labels, limit, seed) if limit else rows
         drawn = split_by_seed(name, None if labels is None else labels[rows], class_names, len(rows), seed)
         parts = {part: rows[chosen] for part, chosen in drawn.items()}
+    if config.skip:
+        left_out = np.flatnonzero(np.isin(scenes.names, config.skip))
+        parts = {part: rows[~np.isin(rows, left_out)] for part, rows in parts.items()}
+        gone = [part for part, rows in parts.items() if not len(rows)]
+        if gone:
+            raise InputError(f"without the {len(config.skip):,} images that cannot be read {name} has none left for: "
+                             f"{', '.join(gone)}")
     for part in ("train", "database"):
         shared = np.intersect1d(parts["query"], parts[part])
         if len(shared):
@@ -323,6 +376,11 @@ def load_dataset(config: DataConfig) -> PairedDataset:
     used = np.unique(np.concatenate(list(parts.values())))
     if labels is not None and len(np.unique(labels[used], axis=0)) < 2:
         raise InputError(f"{name} has images of one class only: retrieval needs at least two")
+    if labels is not None:
+        alone = _without_relevant(labels[parts["query"]], labels[parts["database"]])
+        if alone:
+            warn(f"{alone:,} of {len(parts['query']):,} queries share no label with any image of the database: their "
+                 "average precision counts as 0")
     sources = scenes.make_sources(used)
     return PairedDataset(
         name=name, names=[scenes.names[row] for row in used], source1=sources[0],

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from data_loader import PairedDataset
 from feature_files import features_of_lists
+from growing_array import GrowingArray, finished, maker
 from image_sources import ImageSource
 from image_store import ImageLoader, ImageStore, Transform
 from network import Backbone, HashNetwork
@@ -62,39 +62,45 @@ def features_of(source: ImageSource, label: str, backbone_name: str, backbone: B
     Raises:
         InputError: unreadable images, or features that are not finite.
     """
-    path = None
-    if cache_dir is not None:
-        path = _cache_path(source, label, backbone_name, backbone, image_size, amp, cache_dir)
-        if path.exists():
-            print(f"reusing features {path.name}")
-            return np.load(path, mmap_mode="r")
-    store_label = label
-    label = f"{label}-{backbone_name}"
-    store = ImageStore.open(source, store_label, image_size, cache_dir, workers)
-    loader = ImageLoader(store, device)
-    if backbone.needs_calibration:
-        calibrate(backbone, loader, image_size)
-    batches = apply_network(backbone, loader, np.arange(len(store)), image_size, batch_size, amp,
-                            f"features {label}")
-    if path is None:
-        features = np.concatenate(list(batches))
+    def extract(first: int) -> Iterator[np.ndarray]:
+        """The features from a row on, by batch."""
+        store = ImageStore.open(source, label, image_size, cache_dir, workers)
+        loader = ImageLoader(store, device)
+        if backbone.needs_calibration:
+            calibrate(backbone, loader, image_size)
+        return apply_network(backbone, loader, np.arange(first, len(store)), image_size, batch_size, amp,
+                             f"features {label}-{backbone_name}")
+
+    if cache_dir is None:
+        features = np.concatenate(list(extract(0)))
         _check_finite(features, source)
         return features
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path = _cache_path(source, label, backbone_name, backbone, image_size, amp, cache_dir)
+    with maker(path) as wanted:
+        if wanted:
+            _make(path, extract, len(source), backbone.dim, source)
+        else:
+            print(f"reusing features {path.name}")
+    return finished(path, len(source))
+
+
+def _make(path: Path, extract: Callable[[int], Iterator[np.ndarray]], count: int, dim: int, source: ImageSource
+          ) -> None:
+    """Write the features of `count` images to `path`, or what an earlier process left to do of them."""
+    features = GrowingArray(path, (count, dim), np.float32)
     try:
-        features = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32,
-                                             shape=(len(store), backbone.dim))
-        done = 0
-        for batch in batches:
-            features[done:done + len(batch)] = batch
-            done += len(batch)
-        features.flush()
-        _check_finite(features, source)
-        os.replace(aside, path)
+        if features.done:
+            print(f"features {path.name} go on after {features.done:,} of {count:,} images")
+        for batch in extract(features.done) if features.done < count else ():
+            features.append(batch)
+        try:
+            _check_finite(features.rows(), source)
+        except InputError:
+            features.discard()
+            raise
+        features.finish()
     finally:
-        aside.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r")
+        features.close()
 
 
 def _cache_path(source: ImageSource, label: str, backbone_name: str, backbone: Backbone, image_size: int, amp: bool,
@@ -111,7 +117,7 @@ def known_features(source: ImageSource, label: str, backbone_name: str, backbone
     if cache_dir is None:
         return None
     path = _cache_path(source, label, backbone_name, backbone, image_size, amp, cache_dir)
-    return np.load(path, mmap_mode="r") if path.exists() else None
+    return finished(path, len(source)) if path.exists() else None
 
 
 def calibrate(backbone: Backbone, loader: ImageLoader, image_size: int) -> None:

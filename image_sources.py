@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -18,11 +19,15 @@ from PIL import Image, UnidentifiedImageError
 from utils import InputError, sha256_of
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+# What Pillow may take a file for, whatever its name says: for some other kinds it starts a program (PostScript).
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
 # Sentinel-2 bands in EuroSAT's 13-band files, and the short-wave infrared false colour made of them.
 EUROSAT_BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12",
                  "B8A")
 SWIR_BANDS = ("B12", "B8A", "B04")
 SWIR_WHITE = 4000  # digital number drawn as 255; 10,000 is reflectance 1
+# What no scene needs, and a file made to fill the memory claims: pixels, sides of very different length, bytes.
+MOST_PIXELS, MOST_ELONGATED, MOST_BYTES = 64_000_000, 32, 1 << 30
 
 
 class ImageSource:
@@ -59,18 +64,22 @@ def _is_image(name: str) -> bool:
 
 
 class Folder:
-    """Image files below a folder. `files` maps relative POSIX paths to (size, mtime)."""
+    """Image files below a folder. `files` maps relative POSIX paths to (size, mtime); `folders` holds all folders."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.files: dict[str, tuple[int, int]] = {}
+        self.folders: set[str] = set()
         for path in sorted(root.rglob("*")):
             name = path.relative_to(root).as_posix()
-            if _is_image(name) and path.is_file():
+            if path.is_dir():
+                self.folders.add(name)
+            elif _is_image(name) and path.is_file():
                 status = path.stat()
                 self.files[name] = (status.st_size, status.st_mtime_ns)
 
     def read_bytes(self, name: str) -> bytes:
+        _check_size(self.files[name][0])
         return (self.root / name).read_bytes()
 
 
@@ -80,19 +89,32 @@ class Zip:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.files: dict[str, tuple[int, int]] = {}
+        self.folders: set[str] = set()
         try:
             with zipfile.ZipFile(root) as archive:
                 for member in archive.infolist():
-                    if _is_image(member.filename) and not member.is_dir():
+                    if member.is_dir():
+                        self.folders.add(member.filename.rstrip("/"))
+                    elif _is_image(member.filename):
+                        if member.filename in self.files:
+                            raise InputError(f"{root} has two members named {member.filename[:200]}")
                         self.files[member.filename] = (member.file_size, member.CRC)
-        except zipfile.BadZipFile as error:
+        except (OSError, InputError):
+            raise
+        except Exception as error:  # zipfile raises many kinds for a damaged file
             raise InputError(f"{root} is not a whole zip file ({error}): download it again") from None
         self._local = threading.local()  # one open archive a thread: decoding runs in several
 
     def read_bytes(self, name: str) -> bytes:
+        _check_size(self.files[name][0])  # zipfile unpacks no more of a member than the size that it claims
         if not hasattr(self._local, "archive"):
             self._local.archive = zipfile.ZipFile(self.root)
         return self._local.archive.read(name)
+
+
+def _check_size(size: int) -> None:
+    if size > MOST_BYTES:
+        raise ValueError(f"{size:,} bytes, more than any image needs")
 
 
 def open_container(path: Path) -> Folder | Zip:
@@ -111,11 +133,23 @@ def open_container(path: Path) -> Folder | Zip:
 # ---------------------------------------------------------------- decoders: bytes -> uint8 (H, W, C)
 
 
+def check_shape(height: int, width: int) -> None:
+    """Raise ValueError for an image that no scene is, before memory is taken for its pixels."""
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"{width:,} x {height:,} pixels, more than {MOST_PIXELS:,}: cut it into scenes")
+    if max(height, width) > MOST_ELONGATED * min(height, width):
+        raise ValueError(f"{width:,} x {height:,} pixels, too elongated for a scene")
+
+
 def _identify(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower, and an error
+            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except UnidentifiedImageError:  # its own message names a memory address
-        raise ValueError("not an image file") from None
+        raise ValueError(f"no image of a known kind ({', '.join(IMAGE_FORMATS)})") from None
+    check_shape(image.height, image.width)
+    return image
 
 
 def _open(data: bytes) -> Image.Image:
@@ -167,9 +201,11 @@ def decode_swir(data: bytes) -> np.ndarray:
     One fixed linear stretch for all images, so that brightness stays comparable between them.
     """
     rasterio = require("rasterio", "13-band GeoTIFFs")
-    with rasterio.io.MemoryFile(data) as memory, memory.open() as file:
+    # Other formats than GeoTIFF could name files and addresses to read from.
+    with rasterio.io.MemoryFile(data) as memory, memory.open(driver="GTiff") as file:
         if file.count != len(EUROSAT_BANDS):
             raise ValueError(f"{file.count} bands, expected {len(EUROSAT_BANDS)}")
+        check_shape(file.height, file.width)
         bands = file.read([EUROSAT_BANDS.index(band) + 1 for band in SWIR_BANDS])
     scaled = np.clip(bands.astype(np.float32) * (255 / SWIR_WHITE), 0, 255)
     return np.ascontiguousarray(np.rint(scaled).astype(np.uint8).transpose(1, 2, 0))
@@ -178,7 +214,6 @@ def decode_swir(data: bytes) -> np.ndarray:
 def require(module: str, purpose: str):
     import importlib
     import logging
-    import warnings
 
     try:
         loaded = importlib.import_module(module)
@@ -233,13 +268,18 @@ class Hdf5Images(ImageSource):
         self.path, self.key, self.rows = path, key, rows
         if key not in self.file:
             raise InputError(f"{path} has no {key}; it holds {', '.join(self.file) or 'nothing'}")
-        self.data = self.file[key]
+        link = self.file.get(key, getlink=True)
+        self.data = self.file[key] if isinstance(link, h5py.HardLink) else None
         bands = 4 if key == "MUL_IMAGES" else 1
-        if not isinstance(self.data, h5py.Dataset):
-            raise InputError(f"{path}: {key} is a group, expected uint8 (N, {bands}, H, W)")
+        if not isinstance(self.data, h5py.Dataset) or self.data.external or self.data.is_virtual:
+            raise InputError(f"{path}: {key} is a group, or lies in another file, expected uint8 (N, {bands}, H, W)")
         if self.data.ndim != 4 or self.data.shape[1] != bands or self.data.dtype != np.uint8:
             raise InputError(f"{path}: {key} is {self.data.dtype} {self.data.shape}, expected uint8 "
                              f"(N, {bands}, H, W)")
+        try:
+            check_shape(*self.data.shape[2:])
+        except ValueError as error:
+            raise InputError(f"{path}: {key} holds images of {error}") from None
         if len(rows) and rows.max() >= len(self.data):
             raise InputError(f"{path}: {key} holds {len(self.data):,} images, expected at least "
                              f"{rows.max() + 1:,}, as many as the other arrays")

@@ -8,19 +8,20 @@ on any device. Boxes are drawn on the CPU, so all devices see the same augmentat
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from growing_array import GrowingArray, finished, maker
 from image_sources import ImageSource
-from utils import InputError, atomic_file, progress, sha256_of
+from utils import InputError, atomic_file, progress, sha256_of, warn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -72,70 +73,127 @@ class ImageStore:
         side = resize_side(image_size)
         key = sha256_of(STORE_VERSION, source.stamp, side)[:16]
         if cache_dir is None:
-            return ImageStore(*_decode(source, label, side, None, workers), side, key)
+            decoding = _Decoding(source, label, side, workers)
+            images = np.zeros(decoding.shape, np.uint8)
+            for row, pixels in decoding.rows(0):
+                images[row] = pixels
+            return ImageStore(images, decoding.sizes, side, key)
         path = cache_dir / "images" / f"{label}-{key}.npy"
         sizes_path = path.with_suffix(".sizes.npy")
-        if not path.exists():  # renamed last, so sizes_path is whole when it exists
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-            try:
-                _, sizes = _decode(source, label, side, aside, workers)
-                with atomic_file(sizes_path) as file:  # another process may be reading it
-                    np.save(file, sizes)
-                os.replace(aside, path)
-            finally:
-                aside.unlink(missing_ok=True)
-        return ImageStore(np.load(path, mmap_mode="r"), np.load(sizes_path), side, key)
+        with maker(path) as wanted:
+            if wanted:
+                _make(_Decoding(source, label, side, workers), path, sizes_path)
+        return ImageStore(finished(path, len(source)), np.array(finished(sizes_path, len(source))), side, key)
 
 
-def _decode(source: ImageSource, label: str, side: int, path: Path | None, workers: int
-            ) -> tuple[np.ndarray, np.ndarray]:
+def _make(decoding: _Decoding, path: Path, sizes_path: Path) -> None:
+    """Write a store, or what an earlier process left to do of it."""
+    store = GrowingArray(path, decoding.shape, np.uint8)
+    try:
+        if store.done:
+            print(f"decoding {decoding.label} goes on after {store.done:,} of {decoding.shape[0]:,} images")
+        for _, pixels in decoding.rows(store.done):
+            # After an unreadable one nothing counts as done, so that the next attempt finds it again.
+            store.append(pixels[None], safe=not decoding.bad)
+        with atomic_file(sizes_path) as file:  # the store is renamed last, so this one is whole when it exists
+            np.save(file, decoding.sizes)
+        store.finish()
+    except UnreadableImages:
+        store.discard()
+        raise
+    finally:
+        store.close()
+
+
+class UnreadableImages(InputError):
+    """Images that cannot be read: how many, which (twenty of them), and what can be done."""
+
+    def __init__(self, bad: dict[int, str], total: int) -> None:
+        """bad: row -> name and reason."""
+        lines = sorted(bad.values())
+        more = f" and {len(lines) - 20:,} more" if len(lines) > 20 else ""
+        super().__init__(f"{len(lines):,} of {total:,} images cannot be read: {'; '.join(lines[:20])}{more}; replace "
+                         "or remove them, or begin with autoencoder.py --skip_bad, which goes on without them")
+
+
+class _Decoding:
+    """What becomes of the images of a source on their way into a store.
+
+    shape: of the store. sizes: (N, 2), of each image in it. bad: row -> name and reason, of those found unreadable.
+    """
+
+    def __init__(self, source: ImageSource, label: str, side: int, workers: int) -> None:
+        self.source, self.label, self.workers = source, label, workers
+        self.bad: dict[int, str] = {}
+
+        def size(row: int) -> tuple[int, int]:
+            height, width = _attempt(lambda: source.size(row), self.bad, source, row) or (1, 1)
+            return scaled_size(height, width, side) if min(height, width) > side else (height, width)
+
+        self.sizes = np.array(list(ahead(size, range(len(source)), workers, 64)), dtype=np.int64)
+        self.shape = (len(source), source.channels, *self.sizes.max(axis=0).tolist())
+
+    def rows(self, first: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Each row from `first` on, and its pixels, uint8 (C, H, W), padded. At the end raises UnreadableImages."""
+        numbers, brightest = range(first, self.shape[0]), 0
+        decoded = ahead(self._pixels, numbers, self.workers, 64)
+        for row, pixels in zip(numbers, progress(decoded, f"decoding {self.label}", len(numbers)), strict=True):
+            brightest = max(brightest, int(pixels.max()))
+            yield row, pixels
+        if self.bad:
+            raise UnreadableImages(self.bad, self.shape[0])
+        if first == 0 and brightest < 64:
+            warn(f"no pixel of {self.label} is brighter than {brightest} of 255: if these are 16-bit images of a "
+                 "sensor, whose digital numbers fill a part of the range, stretch all of them alike to 8 bits first")
+
+    def _pixels(self, row: int) -> np.ndarray:
+        padded = np.zeros(self.shape[1:], np.uint8)
+        found = None if row in self.bad else _attempt(lambda: self.source.read(row), self.bad, self.source, row)
+        if found is not None:
+            height, width = self.sizes[row].tolist()
+            if found.shape[:2] != (height, width):
+                image = Image.fromarray(found[..., 0] if self.source.channels == 1 else found)
+                found = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+                found = found.reshape(height, width, self.source.channels)
+            padded[:, :height, :width] = found.transpose(2, 0, 1)
+        return padded
+
+
+def _attempt(read: Callable[[], Any], bad: dict[int, str], source: ImageSource, index: int) -> Any:
+    """What `read` returns; None, with a line in `bad`, for an image that cannot be read."""
+    try:
+        return read()
+    except InputError:
+        raise
+    except Exception as error:  # Pillow, GDAL and zlib raise many kinds for a damaged file
+        reason = " ".join((error.strerror if isinstance(error, OSError) and error.strerror else str(error)).split())
+        bad[index] = f"{source.where(index)} ({reason[:200] or type(error).__name__})"
+        return None
+
+
+def unreadable(source: ImageSource, label: str, workers: int = 4) -> dict[int, str]:
+    """The images of a source that cannot be read: row -> name and reason."""
     bad: dict[int, str] = {}
+    read = ahead(lambda row: _attempt(lambda: source.read(row), bad, source, row), range(len(source)), workers, 64)
+    for _ in progress(read, f"reading {label}", len(source)):
+        pass
+    return bad
 
-    def size(index: int) -> tuple[int, int]:
-        try:
-            height, width = source.size(index)
-        except InputError:
-            raise
-        except Exception as error:  # Pillow, GDAL and zlib raise many kinds for a damaged file
-            bad[index] = f"{source.where(index)} ({error})"
-            return 1, 1
-        return scaled_size(height, width, side) if min(height, width) > side else (height, width)
 
+def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int, count: int) -> Iterator[Any]:
+    """function(item) for each item, in their order, made by threads that are at most `count` items ahead."""
     with ThreadPoolExecutor(workers) as pool:
-        sizes = np.array(list(pool.map(size, range(len(source)), chunksize=64)), dtype=np.int64)
-        shape = (len(source), source.channels, *sizes.max(axis=0).tolist())
-        images = (np.zeros(shape, np.uint8) if path is None else
-                  np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape))
-
-        def fill(index: int) -> None:
-            if index in bad:
-                return
-            height, width = sizes[index]
-            try:
-                pixels = source.read(index)
-            except Exception as error:
-                bad[index] = f"{source.where(index)} ({error})"
-                return
-            if pixels.shape[:2] != (height, width):
-                image = Image.fromarray(pixels[..., 0] if source.channels == 1 else pixels)
-                pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
-                pixels = pixels.reshape(height, width, source.channels)
-            images[index, :, :height, :width] = pixels.transpose(2, 0, 1)
-
-        for _ in progress(pool.map(fill, range(len(source))), f"decoding {label}", len(source)):
-            pass
-    _complain(list(bad.values()), len(source))
-    if isinstance(images, np.memmap):
-        images.flush()
-    return images, sizes
-
-
-def _complain(bad: list[str], total: int) -> None:
-    if bad:
-        more = f" and {len(bad) - 3:,} more" if len(bad) > 3 else ""
-        raise InputError(f"{len(bad):,} of {total:,} images cannot be read: {'; '.join(sorted(bad)[:3])}"
-                         f"{more}; replace or remove them")
+        waiting: deque = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 class ImageLoader:
@@ -156,19 +214,12 @@ class ImageLoader:
             for batch in rows:
                 yield self.images[batch.to(self.device)], self.sizes[batch]
             return
-        with ThreadPoolExecutor(1) as pool:
-            waiting: deque = deque()
-            for batch in rows:
-                waiting.append((pool.submit(self._fetch, batch), self.sizes[batch]))
-                if len(waiting) > 2:
-                    images, sizes = waiting.popleft()
-                    yield images.result().to(self.device, non_blocking=True), sizes
-            for images, sizes in waiting:
-                yield images.result().to(self.device, non_blocking=True), sizes
+        for images, sizes in ahead(self._fetch, rows, workers=1, count=2):
+            yield images.to(self.device, non_blocking=True), sizes
 
-    def _fetch(self, batch: Tensor) -> Tensor:
+    def _fetch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         images = torch.from_numpy(self.store.images[batch.numpy()])
-        return images.pin_memory() if self.device.type == "cuda" else images
+        return images.pin_memory() if self.device.type == "cuda" else images, self.sizes[batch]
 
 
 # ---------------------------------------------------------------- transforms

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def parse_with_preset(parser: argparse.ArgumentParser, arguments: Sequence[str] 
     return args
 
 
-def add_data_flags(parser: argparse.ArgumentParser, inherited: bool) -> None:
+def add_data_flags(parser: argparse.ArgumentParser, inherited: bool) -> argparse._ArgumentGroup:
     """Flags that choose the images. `inherited`: unset ones come from the checkpoint."""
     group = parser.add_argument_group("data" + (" (what is left out comes from the checkpoint)"
                                                 if inherited else ""))
@@ -74,6 +75,7 @@ def add_data_flags(parser: argparse.ArgumentParser, inherited: bool) -> None:
                                            "drawn by --seed")
     group.add_argument("--max_per_class", type=positive_int,
                        help="use at most so many images of each class, for a quick look")
+    return group
 
 
 def add_feature_file_flags(group: argparse._ArgumentGroup, inherited: bool) -> None:
@@ -119,7 +121,9 @@ def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any]) -> tup
     Raises:
         InputError: a flag contradicts the checkpoint, or the images or their split are not the same.
     """
-    config = DataConfig(**checkpoint["data"])
+    known = {field.name: checkpoint["data"][field.name] for field in fields(DataConfig)
+             if field.name in checkpoint["data"]}
+    config = DataConfig(**{**known, "skip": tuple(map(str, known.get("skip", ())))})
     # Where things lie may have changed since: folders are not compared, their content is.
     places = {"data_dir", "split_dir"} | ({"source1", "source2"} if config.data_name == "pairs" else set())
     moved = {}
@@ -139,6 +143,25 @@ def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any]) -> tup
         raise InputError(f"the images, labels or split found in {folder} are not those of the checkpoint: "
                          "name the right --data_dir, or train again")
     return dataset, config
+
+
+def feature_files_of(checkpoint: dict, path: Path, given: Sequence[str | None]) -> list[str | None]:
+    """For each source its file of features, as `given` or as the checkpoint of stage 1 has it; None for images.
+
+    Raises:
+        InputError: a file is given for a source that had none, or is not there any more.
+    """
+    files = checkpoint["features"].get("files", [None, None])
+    if not isinstance(files, list | tuple) or [type(file) in (str, type(None)) for file in files] != [True, True]:
+        raise InputError(f"{path}: its files of features are {str(files)[:80]}, expected two names")
+    for number, file in enumerate(given):
+        if file is not None and files[number] is None:
+            raise InputError(f"--features{number + 1} {file} contradicts {path}, which has no file of features for "
+                             f"source {number + 1}: leave the flag out")
+        if file is None and files[number] is not None and not resolve_path(files[number]).is_file():
+            raise InputError(f"{path} was made from the features {files[number]}, which are not there now: name their "
+                             f"new place with --features{number + 1}")
+    return [new or old for new, old in zip(given, files, strict=True)]
 
 
 def choose_R(given: int | None, labels: np.ndarray) -> int:
