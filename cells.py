@@ -15,9 +15,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from checkpoints import load_checkpoint
 from myautoencoder import autoencoder
 from train import parse_arguments
-from utils import ROOT, InputError, load_checkpoint, non_negative_int, positive_int
+from utils import ROOT, InputError, non_negative_int, positive_int
 
 
 def add_cell_flags(parser: ArgumentParser, output_dir: str) -> None:
@@ -124,12 +125,14 @@ def train_and_test(args: Namespace, cell: Path, pretrained: Path, bits: int, see
     command = ["--hash_bit", bits, "--pretrained_dp_path", pretrained, "--model_type", args.backbone, "--weights",
                args.weights, *(size if sized else []), "--eval_frequency", 0, "--seed", seed, "--cache_dir",
                args.cache_dir, "--output_dir", cell, "--resume", *(["--amp"] if args.amp else []), *flags]
-    if (cell / "results.json").exists():
-        fingerprint = load_checkpoint(pretrained, "mrhash-autoencoder-1", "autoencoder.py")["fingerprint"]
+    trained = (cell / "mrhash.pth").exists() and not (cell / "last.pth").exists()
+    if trained or (cell / "results.json").exists():
+        fingerprint = load_checkpoint(pretrained, "mrhash-autoencoder-1")["fingerprint"]
         check_settings(cell, {**settings_of(parse_arguments([str(word) for word in command])),
                               "fingerprint": fingerprint})
-    else:
-        run_script(cell / "train.txt", args.jobs, "train.py", *command)
+    if not (cell / "results.json").exists():
+        if not trained:
+            run_script(cell / "train.txt", args.jobs, "train.py", *command)
         run_script(cell / "test.txt", args.jobs, "test.py", "--hash_bit", bits, "--pretrain_path",
                    cell / "mrhash.pth", "--cache_dir", args.cache_dir, "--save_codes", cell / "codes.npz")
         (cell / "last.pth").unlink(missing_ok=True)  # the optimiser's state of a finished run
@@ -140,7 +143,7 @@ def train_and_test(args: Namespace, cell: Path, pretrained: Path, bits: int, see
         raise InputError(f"{cell / 'log.jsonl'} is damaged: remove its folder, and it is made again") from None
     return {"bits": bits, "seed": seed, "cell": cell.name, "map": results["map"], "map_min": results["map_min"],
             "map_max": results["map_max"], "chance": results["map_chance"], "R": results["R"],
-            "latent_map": load_checkpoint(pretrained, "mrhash-autoencoder-1", "autoencoder.py")["latent_map"],
+            "latent_map": load_checkpoint(pretrained, "mrhash-autoencoder-1")["latent_map"],
             "image_size": config["image_size"],
             "epochs": config["max_epoch"] + 1 + config.get("head_epochs", 0),
             "batch_size": config["batch_size"], "train_seconds": last["seconds"],

@@ -35,11 +35,11 @@ from data_loader import DATASETS, DataConfig, PairedDataset, load_dataset
 from features import dataset_features
 from figures import curve_of, write_comparison, write_curves
 from options import choose_R
+from runs import environment
 from utils import (
     ArgumentParser,
     InputError,
     atomic_file,
-    environment,
     non_negative_int,
     pick_device,
     positive_int,

@@ -146,6 +146,17 @@ def check_codes(codes: Array, hash_bit: int, what: str = "codes") -> np.ndarray:
     return codes
 
 
+def constant_bits(codes: Array, hash_bit: int) -> int:
+    """How many of the K bits are the same in all packed codes (N, W), N > 0; they may be memory-mapped."""
+    codes = check_codes(codes, hash_bit)
+    ones, all_ones = np.zeros(codes.shape[1], np.uint8), np.full(codes.shape[1], 255, np.uint8)
+    for start in range(0, len(codes), 65536):
+        block = codes[start : start + 65536]
+        ones |= np.bitwise_or.reduce(block, axis=0)
+        all_ones &= np.bitwise_and.reduce(block, axis=0)
+    return hash_bit - int(unpack_codes((ones & ~all_ones)[None], hash_bit).sum())
+
+
 def as_codes(
     values: Array, hash_bit: int | None = None, threshold: float = 0.0, what: str = "codes"
 ) -> tuple[np.ndarray, int]:

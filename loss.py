@@ -106,11 +106,11 @@ def target_distribution(q: Tensor) -> Tensor:
     p_ij = (q_ij^2 / sum_i q_ij) / sum_j' (the same), over the whole training set.
 
     Args:
-        q: float (N, C), every column with some mass.
+        q: float (N, C); a column without any mass, an empty cluster under a sharp kernel, gives a column of zeros.
     Returns:
         p, float (N, C), rows sum to 1.
     """
-    weight = q.square() / q.sum(dim=0, keepdim=True)
+    weight = q.square() / q.sum(dim=0, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
     return weight / weight.sum(dim=1, keepdim=True)
 
 

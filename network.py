@@ -14,6 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from checkpoints import load_tensors, reason_of
 from loss import soft_assignment
 from utils import InputError, resolve_path, sha256_of
 
@@ -44,15 +45,14 @@ def _load_weights(name: str, weights: str) -> dict[str, Tensor] | None:
     if not path.is_file():
         raise InputError(f"no weights at {path}: expected imagenet, none, or a state-dict file of {name}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        reason = (str(error).strip().splitlines() or ["unreadable"])[0][:120]
-        raise InputError(f"{path} is not a state-dict file that can be opened safely ({reason})") from None
+        raise InputError(f"{path} is not a state-dict file that can be opened safely ({reason_of(error)})") from None
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor)
-                                                           for value in state.values()):
+    if not isinstance(state, dict) or not state or not all(isinstance(key, str) and isinstance(value, Tensor)
+                                                           for key, value in state.items()):
         raise InputError(f"{path} holds no state dict: expected names and tensors of {name}")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
@@ -319,6 +319,33 @@ class MrHash(nn.Module):
         return [{"params": slow, "lr": lr * multi_lr}, {"params": fast, "lr": lr}]
 
 
+def fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load the tensors of the checkpoint `path`. Raises InputError when they do not fit or are not finite."""
+    try:
+        network.load_state_dict(state)
+    except Exception as error:  # torch raises many kinds for tensors of another kind
+        raise InputError(f"{path} does not fit its own settings ({reason_of(error)})") from None
+    if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+        raise InputError(f"{path} holds weights that are not finite: train again with a lower --lr")
+
+
+def rebuild_autoencoder(checkpoint: dict[str, Any], path: Path) -> MultisourceAutoencoder:
+    """The autoencoder of a checkpoint of autoencoder.py, on the CPU.
+
+    Raises:
+        InputError: the settings are none of an autoencoder, or the tensors do not fit them.
+    """
+    dims = checkpoint["network"]["feature_dims"]
+    if not 1 <= len(dims) <= 2 or not all(type(dim) is int and 0 < dim <= 1_000_000 for dim in dims):
+        raise InputError(f"{path}: feature_dims are {str(dims)[:80]}, expected the widths of one or two sources")
+    try:
+        autoencoder = MultisourceAutoencoder(**checkpoint["network"])
+    except Exception as error:  # values of any kind give exceptions of any kind
+        raise InputError(f"{path}: its network cannot be built ({reason_of(error)})") from None
+    fill(autoencoder, checkpoint["model"], path)
+    return autoencoder
+
+
 def rebuild_hash_network(checkpoint: dict[str, Any], path: Path) -> HashNetwork:
     """The hash network of a checkpoint of train.py, in eval mode on the CPU.
 
@@ -329,11 +356,7 @@ def rebuild_hash_network(checkpoint: dict[str, Any], path: Path) -> HashNetwork:
     backbone = Backbone(network["model_type"], "none", network["image_size"])
     hash_network = HashNetwork(backbone, network["hash_bit"], network.get("head_width", 0))
     prefix = "hash_network."
-    state = {key.removeprefix(prefix): value for key, value in checkpoint["model"].items()
-             if key.startswith(prefix)}
-    try:
-        hash_network.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"{path} does not fit its own settings ({str(error).splitlines()[0]})") from None
+    fill(hash_network, {key.removeprefix(prefix): value for key, value in checkpoint["model"].items()
+                        if key.startswith(prefix)}, path)
     backbone.content = backbone.hash_weights()
     return hash_network.eval()

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 import hamming
+from checkpoints import load_checkpoint
 from data_loader import PairedDataset
 from distributed import all_ranks, first_rank_first, number_of_ranks, own_part, rank, sum_over_ranks
 from features import apply_network, hash_features, known_features
@@ -32,11 +33,13 @@ from utils import (
     ArgumentParser,
     InputError,
     atomic_file,
-    load_checkpoint,
+    check_writable,
+    collapse_warning,
     pick_device,
     positive_int,
     resolve_path,
     run,
+    warn,
     write_json,
 )
 
@@ -77,7 +80,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def hash_dataset(args: argparse.Namespace, device: Any) -> tuple[dict[str, Any], PairedDataset]:
     """Codes, labels and names of the images a trained model belongs to, as stored in codes.npz."""
     path = resolve_path(args.pretrain_path)
-    checkpoint = load_checkpoint(path, "mrhash-1", "train.py")
+    checkpoint = load_checkpoint(path, "mrhash-1")
     network = checkpoint["network"]
     if args.hash_bit not in (None, network["hash_bit"]):
         raise InputError(f"--hash_bit {args.hash_bit} contradicts {path}, which gives {network['hash_bit']} "
@@ -212,6 +215,13 @@ def measure(content: dict[str, Any], R: int, ties: str, device: str
     return hamming.summarise(histograms, R, ties, stable), histograms
 
 
+def warn_of_collapse(content: dict[str, Any]) -> None:
+    """A warning where bits of the database's codes are constant."""
+    constant = hamming.constant_bits(content["database_codes"], content["hash_bit"]) if rank() == 0 else 0
+    if constant:
+        warn(collapse_warning(constant, content["hash_bit"]))
+
+
 def draw_neighbours(content: dict[str, Any], dataset: PairedDataset, path: Path, rows: int = 6) -> None:
     """The picture: queries spread over the list (so over the classes), ten nearest images each."""
     chosen = np.linspace(0, len(dataset.query) - 1, min(rows, len(dataset.query))).round().astype(int)
@@ -261,17 +271,22 @@ def evaluate(args: argparse.Namespace) -> None:
             from figures import write_figures  # here, because matplotlib takes its time
         except ImportError as error:
             raise InputError(f"--figures needs matplotlib ({error}): pip install -r requirements.txt") from None
+    if args.codes is not None and args.picture:
+        raise InputError("--picture needs the images: use it with --pretrain_path")
+    path = resolve_path(args.pretrain_path if args.codes is None else args.codes)
+    writes = rank() == 0
+    if writes:  # what cannot be written is said now, not after the work
+        for flag in ("output_dir", "figures", "save_codes", "picture"):
+            if getattr(args, flag):
+                place = resolve_path(getattr(args, flag))
+                check_writable(place if flag in ("output_dir", "figures") else place.parent, f"--{flag}")
+    output_dir = resolve_path(args.output_dir) if args.output_dir else path if path.is_dir() else path.parent
+    if writes and path.exists():
+        check_writable(output_dir, "--output_dir")
     if args.codes is not None:
-        if args.picture:
-            raise InputError("--picture needs the images: use it with --pretrain_path")
-        path = resolve_path(args.codes)
         content = read_codes(path, args.hash_bit, args.T)
-        home = path if path.is_dir() else path.parent
     else:
         content, dataset = hash_dataset(args, device)
-        home = resolve_path(args.pretrain_path).parent
-    output_dir = resolve_path(args.output_dir) if args.output_dir else home
-    writes = rank() == 0
 
     if args.gen_similarity_matrix and writes:
         write_similarity(content, output_dir / "similarity.npy")
@@ -292,10 +307,12 @@ def evaluate(args: argparse.Namespace) -> None:
             raise InputError("--figures needs labels, and these images have none: leave the flag out")
         print("these images have no labels, so there is no mAP to compute"
               + ("" if args.save_codes else "; --save_codes FILE keeps the codes"))
+        warn_of_collapse(content)
         return
 
     R = choose_R(args.R, content["database_labels"])
     results, histograms = measure(content, R, args.ties, str(device))
+    warn_of_collapse(content)
     results["seconds"] = round(time.time() - started, 3)
     if not writes:
         return

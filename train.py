@@ -15,36 +15,37 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import hamming
+from checkpoints import LIMITS, load_checkpoint, save_checkpoint
 from data_loader import PairedDataset
 from features import apply_network, calibrate, dataset_features, features_of, hash_features, prepare_features
 from image_store import ImageLoader, ImageStore, Transform
 from loss import cluster_centres, latent_scale, multi_semantic_loss, single_labels, target_distribution
-from network import Backbone, HashNetwork, MrHash, MultisourceAutoencoder
+from network import Backbone, HashNetwork, MrHash, rebuild_autoencoder
 from options import (
     add_data_flags,
     add_feature_file_flags,
     add_run_flags,
     add_training_flags,
     choose_R,
+    feature_files_of,
     inherit_dataset,
     parse_with_preset,
 )
+from runs import LossWatch, Run, random_states, set_random_states
 from utils import (
     ArgumentParser,
     InputError,
-    Run,
     autocast,
-    check_finite,
+    collapse_warning,
     epoch_number,
     epoch_seed,
-    load_checkpoint,
     non_negative_float,
     non_negative_int,
     pick_device,
@@ -53,10 +54,10 @@ from utils import (
     progress,
     resolve_path,
     run,
-    save_checkpoint,
     seed_everything,
     share,
     step_decay,
+    warn,
 )
 
 FORMAT = "mrhash-1"
@@ -135,41 +136,57 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add_run_flags(parser, batch_size=128)
     add_training_flags(parser, "runs/mrhash_<data_name>_<hash_bit>bit")
     args = parse_with_preset(parser, arguments)
-    if args.hash_bit > 1024:
-        parser.error(f"argument --hash_bit: {args.hash_bit} is more than 1024")
+    if args.hash_bit > LIMITS["hash_bit"]:
+        parser.error(f"argument --hash_bit: {args.hash_bit} is more than {LIMITS['hash_bit']}")
     if args.max_epoch < 0 and args.head_epochs == 0:
         parser.error("argument --max_epoch: -1 trains nothing without --head_epochs")
     return args
 
 
+@dataclass
+class Progress:
+    """How far an epoch has come: steps done, and sums over their images on the device."""
+
+    step: int
+    losses: Tensor  # (3,) loss, divergence, reconstruction error
+    ones: Tensor  # (K,) how often each bit was 1
+
+    @classmethod
+    def begin(cls, hash_bit: int, device: torch.device) -> Progress:
+        return cls(0, torch.zeros(3, device=device), torch.zeros(hash_bit, device=device, dtype=torch.long))
+
+
 def train_one_epoch(model: MrHash, batches: Sequence[Tensor], views: Iterable[Tensor],
                     hash_views: Callable[[Tensor], Tensor], features: Sequence[Tensor], target: Tensor,
-                    optimizer: torch.optim.Optimizer, lambda0: float, kl: str, amp: bool, description: str) -> Tensor:
-    """One pass over the training images.
+                    optimizer: torch.optim.Optimizer, lambda0: float, kl: str, threshold: float, amp: bool,
+                    description: str, done: Progress, after_step: Callable[[Tensor], None]) -> None:
+    """One pass over the training images, or what is left of it.
 
     Args:
         batches: int64 CPU, which of the N training images make each step. views: what the hash network sees
-            of them, batch by batch, on the device: float32, also with amp. hash_views: turns views into
-            h (B, K). features: one (N, d) tensor a source, none to leave the autoencoder out. target:
-            p (N, C). They lie on the device.
-    Returns:
-        the means of loss, divergence and reconstruction error, a (3,) tensor on the device.
+            of them, batch by batch, on the device: float32, also with amp; from the step on that comes next.
+            hash_views: turns views into h (B, K). features: one (N, d) tensor a source, none to leave the
+            autoencoder out. target: p (N, C). They lie on the device. threshold: of a bit. done: brought up to
+            date after each step, and then after_step is called with the loss.
     """
     model.train()
     device = target.device
-    total = torch.zeros(3, device=device)
-    for batch, view in zip(progress(batches, description), views, strict=True):
+    left = batches[done.step:]
+    for batch, view in zip(progress(left, description), views, strict=True):
         chosen = batch.to(device)
         given = [x[chosen] for x in features]
         with autocast(device, amp):
-            q_image, q_feature, made = model(hash_views(view), given)
+            code = hash_views(view)
+            q_image, q_feature, made = model(code, given)
         losses = multi_semantic_loss(target[chosen], q_image.float(), q_feature if q_feature is None
                                      else q_feature.float(), [x.float() for x in made], given, lambda0, kl)
         optimizer.zero_grad(set_to_none=True)
         losses[0].backward()
         optimizer.step()
-        total += torch.stack(losses).detach() * len(batch)
-    return total / len(target)
+        done.losses += torch.stack(losses).detach() * len(batch)
+        done.ones += (code.detach() >= threshold).sum(dim=0)
+        done.step += 1
+        after_step(losses[0])
 
 
 def codes_map(outputs: Callable[[np.ndarray], np.ndarray], dataset: PairedDataset, R: int, threshold: float,
@@ -181,36 +198,6 @@ def codes_map(outputs: Callable[[np.ndarray], np.ndarray], dataset: PairedDatase
                             hash_bit=query.shape[1], R=R, device=str(device))["map"]
 
 
-def build_autoencoder(checkpoint: dict, path: Path, latent_dim: int | None) -> MultisourceAutoencoder:
-    """The autoencoder of a checkpoint of stage 1. Raises InputError when its tensors do not fit."""
-    if latent_dim not in (None, checkpoint["network"]["latent_dim"]):
-        raise InputError(f"--latent_dim {latent_dim} contradicts {path}, whose latent has "
-                         f"{checkpoint['network']['latent_dim']} values: leave the flag out")
-    autoencoder = MultisourceAutoencoder(**checkpoint["network"])
-    try:
-        autoencoder.load_state_dict(checkpoint["model"])
-    except RuntimeError as error:
-        raise InputError(f"{path} does not fit its own settings ({str(error).splitlines()[0]})") from None
-    return autoencoder
-
-
-def feature_files_of(checkpoint: dict, path: Path, given: Sequence[str | None]) -> list[str | None]:
-    """For each source its file of features, as `given` or as the checkpoint of stage 1 has it; None for images.
-
-    Raises:
-        InputError: a file is given for a source that had none, or is not there any more.
-    """
-    files = checkpoint["features"].get("files", [None, None])
-    for number, file in enumerate(given):
-        if file is not None and files[number] is None:
-            raise InputError(f"--features{number + 1} {file} contradicts {path}, which has no file of features for "
-                             f"source {number + 1}: leave the flag out")
-        if file is None and files[number] is not None and not resolve_path(files[number]).is_file():
-            raise InputError(f"{path} was made from the features {files[number]}, which are not there now: name their "
-                             f"new place with --features{number + 1}")
-    return [new or old for new, old in zip(given, files, strict=True)]
-
-
 def main() -> None:
     args = parse_arguments()
     device = pick_device(args.device)
@@ -218,16 +205,19 @@ def main() -> None:
 
     # ------------------------------------------------------------ data
     stage1_path = resolve_path(args.pretrained_dp_path)
-    stage1 = load_checkpoint(stage1_path, "mrhash-autoencoder-1", "autoencoder.py")
-    autoencoder = build_autoencoder(stage1, stage1_path, args.latent_dim)
+    stage1 = load_checkpoint(stage1_path, "mrhash-autoencoder-1")
+    if args.latent_dim not in (None, stage1["network"]["latent_dim"]):
+        raise InputError(f"--latent_dim {args.latent_dim} contradicts {stage1_path}, whose latent has "
+                         f"{stage1['network']['latent_dim']} values: leave the flag out")
+    autoencoder = rebuild_autoencoder(stage1, stage1_path)
     dataset, data = inherit_dataset(args, stage1)
     print(dataset.describe())
     labelled = dataset.labels is not None
     if args.select == "test_map":
         if not labelled or args.eval_frequency == 0:
             raise InputError("--select test_map needs labels and --eval_frequency above 0: use last or loss")
-        print("warning: --select test_map chooses the epoch by the labels of the test queries; do not "
-              "compare its result with label-free methods", file=sys.stderr)
+        warn("--select test_map chooses the epoch by the labels of the test queries; do not compare its result with "
+             "label-free methods")
     R = choose_R(args.R, dataset.labels[dataset.database]) if labelled else None
     alpha = args.alpha or max(1.0, autoencoder.latent_dim - 1.0)  # None: auto
     files = feature_files_of(stage1, stage1_path, [args.features1, args.features2])
@@ -274,18 +264,23 @@ def main() -> None:
     optimizer = torch.optim.Adam(model.parameter_groups(args.lr, args.multi_lr))
     best = {"score": -math.inf, "epoch": None, "model": None}  # stays empty for --select last
     if log.state is not None:
-        model.load_state_dict(log.state["model"])
-        optimizer.load_state_dict(log.state["optimizer"])
+        log.restore(model, optimizer)
         best = log.state["best"]
     learning = features if args.autoencoder == "trained" else []  # what the autoencoder learns from
     autoencoder.requires_grad_(args.autoencoder == "trained")
 
     def pseudo_labels() -> Tensor:
-        target = target_distribution(model.assign_all(features))
+        q = model.assign_all(features)
+        lost = args.n_clusters - len(q.argmax(dim=1).unique())
+        if lost:
+            log.warn_once("clusters", f"{lost} of {args.n_clusters} clusters are empty: no image belongs to them most; "
+                                      "lower --n_clusters, or keep them in place with --centres fixed")
+        target = target_distribution(q)
         return single_labels(target) if args.pseudo_labels == "single" else target
 
-    target = None  # of --targets once
-    if args.targets == "once":
+    within = log.state["within"] if log.state is not None else None  # how far the epoch to begin with has come
+    target = None  # of --targets once, or of that epoch
+    if args.targets == "once" or within is not None:
         target = pseudo_labels() if log.state is None else log.state["target"].to(device)
 
     def outputs(rows: np.ndarray, epoch: int) -> np.ndarray:  # what the hash network makes of images, in eval mode
@@ -293,10 +288,21 @@ def main() -> None:
             model.hash_network, loader, rows, args.image_size, args.batch_size, args.amp, "codes"))
         return np.concatenate(list(made))
 
+    def save_within() -> None:  # the epoch in hand, as far as it has come
+        watch.check()
+        log.save(epoch - 1, {"step": done.step, "losses": done.losses, "ones": done.ones,
+                             "random": random_states(generator, device)},
+                 model=model, optimizer=optimizer, best=best, target=target.cpu())
+
+    def after_step(loss: Tensor) -> None:
+        watch.see(done.step - 1, loss)
+        if log.asked or log.due():
+            save_within()
+            log.stop_if_asked()
+
     # ------------------------------------------------------------ loop
     log.start()
-    saved = time.time()
-    started = saved - log.seconds
+    started = time.time() - log.seconds
     for epoch in range(log.first_epoch(-args.head_epochs), args.max_epoch + 1):  # below 0: those of the head
         begun = time.time()
         if epoch < 0:
@@ -312,37 +318,50 @@ def main() -> None:
         seed = epoch_seed(args.seed, epoch)
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
-        if args.targets == "epoch":
-            target = pseudo_labels()
         batches = torch.randperm(len(rows), generator=generator).split(args.batch_size)
+        done = Progress.begin(args.hash_bit, device)
+        if within is not None:
+            done = Progress(within["step"], within["losses"].to(device), within["ones"].to(device))
+            set_random_states(within["random"], generator, device)
+            within = None
+        elif args.targets == "epoch":
+            target = pseudo_labels()
         if epoch < 0:
-            views = (seen_in_training[batch.to(device)] for batch in batches)
+            views = (seen_in_training[batch.to(device)] for batch in batches[done.step:])
             hash_views = model.hash_network.hash_features
         else:
-            images = loader.batches(rows[batch] for batch in batches)
+            images = loader.batches(rows[batch] for batch in batches[done.step:])
             views = (transform.train(pixels, sizes, generator) for pixels, sizes in images)
             hash_views = model.hash_network
-        means = train_one_epoch(model, batches, views, hash_views, learning, target, optimizer, args.lambda0, args.kl,
-                                args.amp, f"epoch {epoch}/{args.max_epoch}")
-        loss, divergence, error = means.tolist()
-        check_finite(means[0], epoch, output_dir)
+        watch = LossWatch(log, epoch, len(batches), device)
+        with log.deferring():  # Ctrl-C waits for the end of the step
+            train_one_epoch(model, batches, views, hash_views, learning, target, optimizer, args.lambda0, args.kl,
+                            args.T, args.amp, f"epoch {epoch}/{args.max_epoch}", done, after_step)
+        watch.check()
+        if log.asked:  # after the last step
+            save_within()
+            log.stop_if_asked()
+        loss, divergence, error = (done.losses / len(rows)).tolist()
+        constant = int(((done.ones == 0) | (done.ones == len(rows))).sum())
         record = {"epoch": epoch, "loss": loss, "divergence": divergence, "reconstruction": error, "lr": rate,
-                  "images_per_second": round(len(rows) / (time.time() - begun), 1)}
+                  "constant_bits": constant, "images_per_second": round(len(rows) / (time.time() - begun), 1)}
         line = f"epoch {epoch}/{args.max_epoch}: loss {loss:.5f} (divergence {divergence:.5f})"
         if labelled and args.eval_frequency and (epoch % args.eval_frequency == 0 or epoch == args.max_epoch):
-            record["map"] = codes_map(lambda rows, epoch=epoch: outputs(rows, epoch), dataset, R, args.T, device)
+            with log.saving(save_within):
+                record["map"] = codes_map(lambda rows, epoch=epoch: outputs(rows, epoch), dataset, R, args.T, device)
             line += f", mAP@{R} {record['map']:.4f}"
         print(f"{line}, {record['images_per_second']:.0f} images/s")
+        if constant:
+            log.warn_once("bits", collapse_warning(constant, args.hash_bit) + ", lower --lr or train for more epochs")
         score = {"loss": -loss, "last": -math.inf, "test_map": record.get("map", -math.inf)}[args.select]
         if score > best["score"]:
             best = {"score": score, "epoch": epoch,
                     "model": {name: value.cpu().clone() for name, value in model.state_dict().items()}}
         record["seconds"] = round(time.time() - started, 2)
         log.log(record)
-        if epoch >= -1 or time.time() - saved > 30:  # an epoch of the head takes less time than writing it
-            log.save(epoch, model=model.state_dict(), optimizer=optimizer.state_dict(), best=best,
+        if epoch >= -1 or log.due():  # an epoch of the head takes less time than writing it
+            log.save(epoch, model=model, optimizer=optimizer, best=best,
                      **({"target": target.cpu()} if args.targets == "once" else {}))
-            saved = time.time()
 
     # ------------------------------------------------------------ save
     if best["model"] is None:

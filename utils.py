@@ -1,4 +1,4 @@
-"""What every script needs: errors as sentences, seeds, devices, atomic files, checkpoints, logs, progress.
+"""What every script needs: errors as sentences, seeds, devices, progress, locks, atomic files.
 
 A script ends with `sys.exit(run(main))`.
 """
@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import os
 import random
-import subprocess
+import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -31,6 +34,17 @@ ROOT = Path(__file__).resolve().parent
 
 class InputError(ValueError):
     """Something the user can mend. The message is one sentence: found, expected, what to do."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the script to end; `number` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+at_end = contextlib.ExitStack()  # what a script holds until it ends: locks, handlers of signals
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -107,23 +121,57 @@ def positive_float_or_auto(text: str) -> float | None:
 def run(main: Callable[[], None], resumable: bool = False) -> int:
     """Call `main`; turn what the user can mend into one line on stderr and exit code 2.
 
-    Returns 0, 2 (bad input, or the system refused a file), or 130 (Ctrl-C; a `resumable` script then says how
-    to go on).
+    Returns 0, 2 (bad input, or the system refused a file), or 128 and the number of the signal that stopped it: 130
+    for Ctrl-C (a `resumable` script then says how to go on).
     """
     try:
         main()
-    except (InputError, CodeError, OSError) as error:
+    except (InputError, CodeError) as error:
         text = " ".join(str(error).split())
+    except OSError as error:
+        text = _sentence(error)
     except torch.OutOfMemoryError:
         text = "the device is out of memory: lower --batch_size or --image_size, or try --amp"
-    except KeyboardInterrupt:
-        print("interrupted" + ("; the same command with --resume goes on from the last finished epoch"
-                               if resumable else ""), file=sys.stderr)
-        return 130
+    except MemoryError:
+        text = "the memory of this machine is not enough: lower --batch_size or --image_size, or use fewer images"
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # of torch, for main memory
+            raise
+        text = "the memory of this machine is not enough: lower --batch_size or --image_size, or use fewer images"
+    except KeyboardInterrupt as error:
+        print("interrupted" + ("; the same command with --resume goes on from what was saved" if resumable else ""),
+              file=sys.stderr)
+        return 128 + getattr(error, "number", signal.SIGINT)
     else:
         return 0
+    finally:
+        at_end.close()
     print(f"error: {text}" if not rank() else f"rank {rank()}: error: {text}", file=sys.stderr)
     return 2
+
+
+def _sentence(error: OSError) -> str:
+    """What the system said, which file it is about, and what to do."""
+    file = f"{error.filename}: " if error.filename else ""
+    advice = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some of your quota",
+              errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+              errno.EACCES: "ask for the right to, or name another place",
+              errno.EROFS: "name another place"}.get(error.errno)
+    reason = " ".join((error.strerror or str(error)).split())
+    return f"{file}{reason[:1].lower()}{reason[1:]}" + (f" ({advice})" if advice else "")
+
+
+def warn(text: str) -> None:
+    """One line on stderr, from the first rank alone."""
+    if not rank():
+        print(f"warning: {text}", file=sys.stderr)
+
+
+def collapse_warning(constant: int, hash_bit: int) -> str:
+    """What to say of `constant` bits that are the same for all images, and the beginning of an advice."""
+    found = (f"all {hash_bit} bits are the same for all images, so that nothing can be ranked" if constant == hash_bit
+             else f"{constant} of {hash_bit} bits are the same for all images and tell nothing")
+    return f"{found}: use fewer --hash_bit or more --n_clusters"
 
 
 def first_few(items: Sequence[Any]) -> str:
@@ -198,80 +246,97 @@ def progress(items: Any, description: str, total: int | None = None) -> tqdm:
 # ---------------------------------------------------------------- files
 
 
+def check_writable(folder: Path, flag: str) -> None:
+    """Make `folder` and see that a file can be written there. Raises InputError that names `flag`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"?")
+    except OSError as error:
+        raise InputError(f"{flag} {folder} cannot be written: {_sentence(error)}") from None
+
+
+@contextlib.contextmanager
+def lock(path: Path, taken: str, patient: bool = False) -> Iterator[None]:
+    """Hold the file `path` alone; the system lets it go when the process ends, however it ends.
+
+    Args:
+        taken: what to say when another process holds it. patient: wait then instead of raising InputError.
+    """
+    held = filelock.FileLock(path)
+    try:
+        try:
+            held.acquire(timeout=0)
+        except filelock.Timeout:
+            with contextlib.suppress(OSError):
+                taken += f" ({path.read_text().strip()})"
+            if not patient:
+                raise InputError(taken) from None
+            print(taken)
+            held.acquire()
+        with contextlib.suppress(OSError):  # for the message above; a full disk does not matter
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        warn(f"{path.parent} lies on a file system without locks: see yourself that no two runs work in it")
+    try:
+        yield
+    finally:
+        held.release()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says against writing `path` into an InputError that names it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename2 = None
+        raise InputError(f"{path} could not be written: {_sentence(error)}; what was saved before is whole") from None
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[io.BufferedWriter]:
     """Open a binary file that appears under `path` only when it is whole.
 
     Written aside in the same folder, flushed, synced, renamed, with the mode a plain open() gives.
-    When the body raises, what stood at `path` before stays as it was.
+    When the body raises, what stood at `path` before stays as it was. Raises InputError when the system
+    refuses: a full disk, a folder that is closed to us.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(aside, 0o666 & ~umask)
-        os.replace(aside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(aside)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(aside, 0o666 & ~umask)
+            rename(Path(aside), path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(aside)
+            raise
+
+
+def rename(aside: Path, path: Path) -> None:
+    """Put a whole and synced file where it belongs, in place of the one that stood there, also if power fails now."""
+    os.replace(aside, path)
+    if os.name == "posix":  # elsewhere folders cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically."""
     with atomic_file(path) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
-
-
-def _one_object_a_string(content: Any) -> Any:
-    """Copies of dicts and lists in which equal strings are one object.
-
-    A pickle refers back to an object it has met, so its bytes tell whether two equal strings were one: a
-    flag's default and the same word typed in the shell would give different files.
-    """
-    if isinstance(content, str):
-        return sys.intern(str(content))
-    if isinstance(content, dict):
-        return {_one_object_a_string(key): _one_object_a_string(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return type(content)(_one_object_a_string(value) for value in content)
-    return content
-
-
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values atomically; the same content gives the same bytes."""
-    # Through a buffer: torch names the folder inside the zip after the file it writes to.
-    buffer = io.BytesIO()
-    torch.save(_one_object_a_string(content), buffer)
-    with atomic_file(path) as file:
-        file.write(buffer.getbuffer())
-
-
-def load_checkpoint(path: Path, format_name: str, made_by: str) -> dict[str, Any]:
-    """Read a checkpoint of ours without unpickling anything but tensors and plain values.
-
-    Args:
-        path: the file. format_name: what its `format` entry must say. made_by: for the message.
-    Raises:
-        InputError: missing, unreadable, not ours, or of another kind.
-    """
-    if not path.is_file():
-        raise InputError(f"no checkpoint at {path}: expected a file made by {made_by}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else "unreadable"
-        raise InputError(f"{path} is not a whole checkpoint of {made_by} ({reason})") from None
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != format_name:
-        raise InputError(f"{path} is {found or 'a foreign file'}, expected {format_name} as made by "
-                         f"{made_by}")
-    return content
 
 
 def sha256_of(*parts: Any) -> str:
@@ -284,105 +349,3 @@ def sha256_of(*parts: Any) -> str:
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()
-
-
-# ---------------------------------------------------------------- runs
-
-
-class Run:
-    """One output folder: config.json, log.jsonl, last.pth and the result beside them."""
-
-    def __init__(self, folder: Path, result: str, settings: dict[str, Any], resume: bool,
-                 overwrite: bool, harmless: set[str]) -> None:
-        """Look at `folder`; with `resume`, load last.pth and check that it had the same settings.
-
-        Nothing in it is written or removed before `start`, so that a bad flag beside --overwrite loses nothing.
-
-        Args:
-            result: name of the file that the finished run writes. settings: plain values that describe
-                the run. harmless: the keys among them that may differ when a run is resumed.
-        Raises:
-            InputError: the folder holds a run and neither flag says what to do, or the settings
-                differ, or the folder cannot be written.
-        """
-        self.folder, self.settings, self.result = folder, settings, result
-        self.seconds = 0.0  # that the run took before it was resumed
-        self.state: dict[str, Any] | None = None
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"--output_dir {folder} is a file, expected a folder")
-        last = folder / "last.pth"
-        if last.exists() and resume:
-            self.state = load_checkpoint(last, "mrhash-training-1", "this script")
-            before = self.state["settings"]
-            differing = [f"{key} was {before.get(key)!r}, now {settings.get(key)!r}"
-                         for key in sorted((before.keys() | settings.keys()) - harmless)
-                         if before.get(key) != settings.get(key)]
-            if differing:
-                raise InputError(f"cannot resume {folder} with other settings: {'; '.join(differing)}")
-            print(f"resuming {folder} after epoch {self.state['epoch']}")
-        elif last.exists() and not overwrite:
-            raise InputError(f"{folder} already holds a run: add --resume to continue it, --overwrite "
-                             "to replace it, or choose another --output_dir")
-        elif resume:
-            print(f"nothing to resume in {folder}, starting from the beginning")
-        folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is said now, not after the work
-        self.log_path = folder / "log.jsonl"
-
-    def start(self) -> None:
-        """Write config.json and the log so far; what an earlier run left goes. Called when all else is ready."""
-        write_json(self.folder / "config.json", {**self.settings, "environment": environment()})
-        kept = []
-        if self.state is not None and self.log_path.exists():
-            lines = self.log_path.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["epoch"] <= self.state["epoch"]]
-            self.seconds = json.loads(kept[-1]).get("seconds", 0.0) if kept else 0.0
-        else:
-            for stale in ("last.pth", self.result):
-                (self.folder / stale).unlink(missing_ok=True)
-        with atomic_file(self.log_path) as file:
-            file.write("".join(line + "\n" for line in kept).encode())
-
-    def first_epoch(self, first: int = 0) -> int:
-        """The epoch to start with: `first`, or the one after the last finished epoch."""
-        return first if self.state is None else self.state["epoch"] + 1
-
-    def log(self, record: dict[str, Any]) -> None:
-        """Append one JSON object to log.jsonl."""
-        with open(self.log_path, "a") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def save(self, epoch: int, **state: Any) -> None:
-        """Write last.pth: all that a resumed run needs to end as an uninterrupted one."""
-        save_checkpoint(self.folder / "last.pth", {"format": "mrhash-training-1", "epoch": epoch,
-                                                   "settings": self.settings, **state})
-
-
-def environment() -> dict[str, Any]:
-    """Versions, git commit (with `+changes` for an unclean tree) and the command, for config.json."""
-    import scipy
-    import torchvision
-
-    def git(*command: str) -> str:
-        try:
-            return subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True,
-                                  timeout=10, check=True).stdout.strip()
-        except (OSError, subprocess.SubprocessError):
-            return ""
-
-    commit = git("rev-parse", "HEAD")
-    if commit and git("status", "--porcelain", "--untracked-files=no"):
-        commit += "+changes"
-    return {"python": sys.version.split()[0], "torch": torch.__version__,
-            "torchvision": torchvision.__version__, "numpy": np.__version__,
-            "scipy": scipy.__version__, "threads": torch.get_num_threads(),
-            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "git_commit": commit or None, "command": sys.argv}
-
-
-def check_finite(loss: torch.Tensor, epoch: int, folder: Path) -> float:
-    """The epoch's mean loss as a float. Raises InputError when it is NaN or infinite."""
-    value = float(loss)
-    if not np.isfinite(value):
-        raise InputError(f"the loss became {value} in epoch {epoch}: lower --lr; the last good state is "
-                         f"{folder / 'last.pth'}")
-    return value

@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import hamming
-from data_loader import DATASETS, DataConfig, PairedDataset, load_dataset
+from checkpoints import save_checkpoint
+from data_loader import DATASETS, DataConfig, PairedDataset, load_dataset, load_readable
 from features import dataset_features, prepare_features
 from network import MultisourceAutoencoder
 from options import (
@@ -38,11 +39,10 @@ from options import (
     choose_R,
     parse_with_preset,
 )
+from runs import LossWatch, Run
 from utils import (
     ArgumentParser,
     InputError,
-    Run,
-    check_finite,
     epoch_seed,
     non_negative_float,
     non_negative_int,
@@ -51,9 +51,9 @@ from utils import (
     progress,
     resolve_path,
     run,
-    save_checkpoint,
     seed_everything,
     step_decay,
+    warn,
 )
 
 FORMAT = "mrhash-autoencoder-1"
@@ -61,7 +61,10 @@ FORMAT = "mrhash-autoencoder-1"
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(prog="autoencoder.py", description=__doc__.splitlines()[0])
-    add_data_flags(parser, inherited=False)
+    add_data_flags(parser, inherited=False).add_argument(
+        "--skip_bad", action="store_true",
+        help="leave out scenes of which an image cannot be read, instead of ending with their names; it reads all "
+             "images once more. The checkpoint knows them: train.py and test.py leave out the same")
     group = parser.add_argument_group("method")
     group.add_argument("--feature_backbone", "--pretrained_type", default="resnet50",
                        help="torchvision model whose frozen features are reconstructed")
@@ -116,22 +119,22 @@ def reconstruction_loss(reconstructions: Sequence[Tensor], features: Sequence[Te
     return F.mse_loss(reconstructions[1], features[1]) + lambda1 * first
 
 
-def train_one_epoch(model: MultisourceAutoencoder, features: Sequence[Tensor], optimizer: torch.optim.Optimizer,
-                    batch_size: int, lambda1: float, generator: torch.Generator) -> Tensor:
-    """One pass over the features, which lie on the device; returns the mean loss, a scalar tensor."""
+def train_one_epoch(model: MultisourceAutoencoder, features: Sequence[Tensor], batches: Sequence[Tensor],
+                    optimizer: torch.optim.Optimizer, lambda1: float, watch: LossWatch) -> Tensor:
+    """One pass over the features; they and the batches of rows lie on the device. Returns the mean loss, a scalar."""
     model.train()
-    count = len(features[0])
     total = torch.zeros((), device=features[0].device)
-    order = torch.randperm(count, generator=generator).to(features[0].device)
-    for rows in order.split(batch_size):
+    for step, rows in enumerate(batches):
         batch = [x[rows] for x in features]
         _, reconstructions = model(batch)
         loss = reconstruction_loss(reconstructions, batch, lambda1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        watch.see(step, loss)
         total += loss.detach() * len(rows)  # stays on the device: .item() would wait for each step
-    return total / count
+    watch.check()
+    return total / len(features[0])
 
 
 def latent_map(model: MultisourceAutoencoder, features: Sequence[np.ndarray], dataset: PairedDataset, R: int,
@@ -158,7 +161,7 @@ def main() -> None:
     # ------------------------------------------------------------ data
     data = DataConfig(DATASETS.get(args.data_name.lower(), args.data_name), args.data_dir, args.source1,
                       args.source2, args.split_dir, args.max_per_class, args.seed)
-    dataset = load_dataset(data)
+    dataset, data = load_readable(data, args.workers) if args.skip_bad else (load_dataset(data), data)
     if dataset.name != "pairs":  # what was found today, should another source appear beside it later
         data = replace(data, source2=dataset.source_names[1])
     print(dataset.describe())
@@ -173,14 +176,14 @@ def main() -> None:
         if not labelled:
             raise InputError("--select test_map (part of --preset published) needs labels, and these images have none: "
                              "use --select loss or last")
-        print("warning: --select test_map chooses the epoch by the labels of the test queries, as published; "
-              "do not compare its result with label-free methods", file=sys.stderr)
+        warn("--select test_map chooses the epoch by the labels of the test queries, as published; do not compare its "
+             "result with label-free methods")
     R = choose_R(args.R, dataset.labels[dataset.database]) if labelled else None
     output_dir = resolve_path(args.output_dir or f"runs/autoencoder_{dataset.name.lower()}")
     settings = {**vars(args), "encoder": encoder, "R": R, "fingerprint": dataset.fingerprint}
     log = Run(output_dir, "autoencoder.pth", settings, args.resume, args.overwrite,
               harmless={"output_dir", "preset", "resume", "overwrite", "device", "workers", "cache_dir", "data_dir",
-                        "epoch"})
+                        "epoch", "skip_bad"})
     feature_settings = {"feature_backbone": args.feature_backbone, "feature_weights": args.feature_weights,
                         "image_size": args.image_size, "amp": args.amp, "files": files,
                         "feature_norm": args.feature_norm, "neighbours": args.neighbours}
@@ -200,37 +203,37 @@ def main() -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
     best = {"score": -math.inf, "epoch": -1, "model": {}}
     if log.state is not None:
-        model.load_state_dict(log.state["model"])
-        optimizer.load_state_dict(log.state["optimizer"])
+        log.restore(model, optimizer)
         best = log.state["best"]
 
     # ------------------------------------------------------------ loop
     log.start()
-    saved = time.time()
-    started = saved - log.seconds
+    started = time.time() - log.seconds
     for epoch in progress(range(log.first_epoch(), args.epoch), "autoencoder"):
-        for group in optimizer.param_groups:
-            group["lr"] = step_decay(args.lr, epoch, 0.5, 40)
-        generator = torch.Generator().manual_seed(epoch_seed(args.seed, epoch))
-        loss = check_finite(train_one_epoch(model, features, optimizer, args.batch_size, args.lambda1,
-                                            generator), epoch, output_dir)
-        record = {"epoch": epoch, "loss": loss, "lr": optimizer.param_groups[0]["lr"]}
-        final = epoch == args.epoch - 1
-        due = args.eval_frequency > 0 and (epoch % args.eval_frequency == 0 or final)
-        if labelled and (due or args.select == "test_map"):
-            record["latent_map"] = latent_map(model, arrays, dataset, R, bool(args.data_hash), device)
-        score = {"loss": -loss, "last": epoch, "test_map": record.get("latent_map")}[args.select]
-        if score > best["score"]:
-            best = {"score": score, "epoch": epoch,
-                    "model": {name: value.cpu().clone() for name, value in model.state_dict().items()}}
-        record["seconds"] = round(time.time() - started, 2)
-        log.log(record)
-        if final or time.time() - saved > 30:  # an epoch takes less time than writing it to disk
-            log.save(epoch, content=content, model=model.state_dict(), optimizer=optimizer.state_dict(), best=best)
-            saved = time.time()
-        if due:
-            print(f"epoch {epoch}: loss {loss:.5f}" + (f", latent mAP@{R} {record['latent_map']:.4f}"
-                                                      if labelled else ""))
+        with log.deferring():  # Ctrl-C waits for the end of the epoch
+            for group in optimizer.param_groups:
+                group["lr"] = step_decay(args.lr, epoch, 0.5, 40)
+            generator = torch.Generator().manual_seed(epoch_seed(args.seed, epoch))
+            batches = torch.randperm(len(features[0]), generator=generator).to(device).split(args.batch_size)
+            loss = float(train_one_epoch(model, features, batches, optimizer, args.lambda1,
+                                         LossWatch(log, epoch, len(batches), device)))
+            record = {"epoch": epoch, "loss": loss, "lr": optimizer.param_groups[0]["lr"]}
+            final = epoch == args.epoch - 1
+            due = args.eval_frequency > 0 and (epoch % args.eval_frequency == 0 or final)
+            if labelled and (due or args.select == "test_map"):
+                record["latent_map"] = latent_map(model, arrays, dataset, R, bool(args.data_hash), device)
+            score = {"loss": -loss, "last": epoch, "test_map": record.get("latent_map")}[args.select]
+            if score > best["score"]:
+                best = {"score": float(score), "epoch": epoch,
+                        "model": {name: value.cpu().clone() for name, value in model.state_dict().items()}}
+            record["seconds"] = round(time.time() - started, 2)
+            log.log(record)
+            if final or log.asked or log.due():  # an epoch takes less time than writing it to disk
+                log.save(epoch, content=content, model=model, optimizer=optimizer, best=best)
+            if due:
+                print(f"epoch {epoch}: loss {loss:.5f}" + (f", latent mAP@{R} {record['latent_map']:.4f}"
+                                                          if labelled else ""))
+        log.stop_if_asked()
 
     # ------------------------------------------------------------ save
     model.load_state_dict(best["model"])

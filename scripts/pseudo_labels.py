@@ -19,14 +19,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hamming
+from checkpoints import load_checkpoint
 from data_loader import DataConfig, load_dataset
 from features import dataset_features, prepare_features
 from loss import cluster_centres, soft_assignment, target_distribution
-from train import build_autoencoder
+from network import rebuild_autoencoder
 from utils import (
     ArgumentParser,
     InputError,
-    load_checkpoint,
     non_negative_int,
     pick_device,
     positive_int,
@@ -53,7 +53,7 @@ def main() -> None:
              "|---|---|---|---|---|---|"]
     for name in args.autoencoders:
         path = resolve_path(name)
-        stage1 = load_checkpoint(path, "mrhash-autoencoder-1", "autoencoder.py")
+        stage1 = load_checkpoint(path, "mrhash-autoencoder-1")
         data = {**stage1["data"], **({"data_dir": args.data_dir} if args.data_dir else {})}
         dataset = load_dataset(DataConfig(**data))
         if dataset.labels is None:
@@ -61,7 +61,7 @@ def main() -> None:
         arrays, _ = dataset_features(dataset, stage1["features"], stage1["features"]["feature_weights"], device, 128, 4,
                                      args.cache_dir, stage1["features"].get("files", [None, None]))
         arrays = prepare_features(arrays, dataset.train, stage1["features"], device)
-        autoencoder = build_autoencoder(stage1, path, None).to(device)
+        autoencoder = rebuild_autoencoder(stage1, path).to(device)
         latent = autoencoder.encode_all([torch.from_numpy(np.array(x)).to(device) for x in arrays]).cpu()
         labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
         R = hamming.smallest_class(labels[1])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers import ROOT, SMALL, make_pairs, run_script, stage1_flags, stage2_flags
+from helpers import ROOT, SMALL, Zygote, make_pairs, run_script, stage1_flags, stage2_flags
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -30,3 +30,11 @@ def trained(tmp_path_factory):
         assert done.returncode == 0, done.stdout + done.stderr
         outputs.append(done.stdout)
     return folder, outputs
+
+
+@pytest.fixture(scope="session")
+def zygote():
+    started = Zygote()
+    yield started
+    started.process.stdin.close()
+    started.process.wait()

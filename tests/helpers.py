@@ -1,6 +1,7 @@
 """What several test files share: running the scripts, and small pairs of images to run them on."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ def script_module(name):
     """A script as a module. `import test` could find Python's own package, hence by file."""
     spec = importlib.util.spec_from_file_location(f"script_{Path(name).stem}", ROOT / name)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
 
@@ -69,3 +71,30 @@ def stage2_flags(stage1):
     return ["--pretrained_dp_path", stage1, "--hash_bit", 12, "--model_type", "resnet18", "--weights", "none",
             "--multi_lr", 1, "--image_size", 32, "--n_clusters", 4, "--max_epoch", 2, "--batch_size", 16,
             "--eval_frequency", 2, *SMALL]
+
+
+class Zygote:
+    """Starts scripts by forking tests/zygote.py."""
+
+    def __init__(self):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen([sys.executable, ROOT / "tests" / "zygote.py"], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+
+    def ask(self, **order):
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def start(self, output, *command, prepare="", limit=None):
+        """A script, its output in the file `output`. limit: on the bytes of a file. Returns its process id."""
+        return self.ask(command=[str(word) for word in command], output=str(output), prepare=prepare, limit=limit)
+
+    def wait(self, pid):
+        """Its exit code, or minus the signal that killed it."""
+        return self.ask(wait=pid)
+
+    def run(self, output, *command, **options):
+        """Start it and wait; exit code and output."""
+        code = self.wait(self.start(output, *command, **options))
+        return code, Path(output).read_text()

@@ -221,18 +221,18 @@ def test_the_head_learns_first_and_the_backbone_rests(trained, tmp_path, capsys)
 
 @pytest.mark.parametrize("stop", [-3, -1, 0])
 def test_a_run_stopped_in_or_after_the_head_ends_as_an_uninterrupted_one(trained, tmp_path, capsys, monkeypatch, stop):
-    import utils
+    import runs
     flags = ["--max_epoch", 1, "--targets", "once", "--select", "loss"]
     train(capsys, trained, tmp_path / "whole", *flags)
-    save = utils.Run.save
+    save = runs.Run.save
 
-    def save_and_die(self, epoch, **state):
-        save(self, epoch, **state)
-        if epoch == stop:
+    def save_and_die(self, epoch, within=None, **state):
+        save(self, epoch, within, **state)
+        if epoch == stop and within is None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("train.time.time", iter(range(0, 10**6, 100)).__next__)  # every epoch is worth saving
-    monkeypatch.setattr(utils.Run, "save", save_and_die)
+    monkeypatch.setattr(runs.Run, "due", lambda self: True)
+    monkeypatch.setattr(runs.Run, "save", save_and_die)
     code, _, _ = call(capsys, "train.py", *stage2_flags(trained[0] / "ae" / "autoencoder.pth"), *HEAD, *flags,
                       "--output_dir", tmp_path / "cut")
     assert code == 130
@@ -293,7 +293,9 @@ def test_the_best_epoch_is_one_of_the_last_stage(trained, tmp_path, capsys, monk
     losses = iter([0.1, 0.05, 0.2, 0.3, 0.8, 0.7, 0.9])
 
     def spy(original, *args):
-        return original(*args) * 0 + next(losses)
+        original(*args)
+        progress = next(value for value in args if hasattr(value, "losses"))
+        progress.losses = progress.losses * 0 + next(losses) * 39
 
     spy_on_epochs(monkeypatch, spy)
     train(capsys, trained, tmp_path / "both", "--max_epoch", 2, "--select", "loss")
@@ -336,7 +338,7 @@ def test_a_fixed_autoencoder_stays_and_the_codes_do_not_notice(trained, tmp_path
 
 
 def test_the_labels_of_a_run_are_spread_as_asked_and_the_latent_is_centred(trained, tmp_path, capsys):
-    from train import build_autoencoder
+    from network import rebuild_autoencoder
     train(capsys, trained, tmp_path / "mr", "--max_epoch", -1, "--alpha", "auto", "--label_spread", 0.5, "--targets",
           "once", "--autoencoder", "fixed", "--centres", "fixed")
     last = torch.load(tmp_path / "mr" / "last.pth", weights_only=True)
@@ -344,7 +346,7 @@ def test_the_labels_of_a_run_are_spread_as_asked_and_the_latent_is_centred(train
     stage1 = torch.load(trained[0] / "ae" / "autoencoder.pth", weights_only=True)
     stage1["model"] = {name.removeprefix("autoencoder."): value for name, value in last["model"].items()
                        if name.startswith("autoencoder.")}
-    model = build_autoencoder(stage1, tmp_path, None)
+    model = rebuild_autoencoder(stage1, tmp_path)
     from data_loader import DataConfig, load_dataset
     dataset = load_dataset(DataConfig(**stage1["data"]))
     arrays, _ = feature_module.dataset_features(dataset, stage1["features"], "none", CPU, 16, 2, "none")

@@ -668,7 +668,7 @@ def test_truncated_and_foreign_files_are_counted_and_named_together(tmp_path):
         tree(tmp_path / place / place if place == "2750" else tmp_path / place, files)
         dataset = load(tmp_path / place if place == "2750" else tmp_path)
         complaint(stored(dataset), f"3 of {len(SCENES)} images", "Forest/Forest_2.jpg (image file is truncated",
-                  "River/River_1.jpg (not an image file)", "River/River_2.jpg")
+                  "River/River_1.jpg (no image of a known kind (JPEG, PNG", "River/River_2.jpg")
 
 
 def test_truncated_zip_is_an_error_that_names_it(eurosat):

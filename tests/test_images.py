@@ -12,6 +12,7 @@ from scipy import stats
 from torchvision import transforms
 
 import features
+import growing_array
 import image_store
 import network
 from data_loader import DataConfig, load_dataset
@@ -373,6 +374,11 @@ def test_changed_image_is_decoded_anew(tmp_path):
     assert np.array_equal(after.images[0], before.images[0])
 
 
+def left(folder):
+    """The files below a folder, but for the empty ones that processes lock."""
+    return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
 def test_images_that_cannot_be_read_are_counted_and_leave_no_file(tmp_path):
     source = Arrays([picture(seed, 40, 40) for seed in range(9)], broken={1, 3, 4, 6, 8})
     source.size = lambda index: 1 / 0 if index == 6 else (40, 40)
@@ -380,18 +386,18 @@ def test_images_that_cannot_be_read_are_counted_and_leave_no_file(tmp_path):
         open_store(source, tmp_path)
     text = str(caught.value)
     assert "5 of 9 images" in text and "scene 1 (image file is truncated); scene 3" in text
-    assert "and 2 more" in text and "\n" not in text
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert "scene 4" in text and "scene 6 (division by zero)" in text and "scene 8" in text and "\n" not in text
+    assert left(tmp_path) == []
     whole = Arrays(source.arrays)
     assert len(open_store(whole, tmp_path)) == 9 and whole.reads == 9
 
 
-def test_interrupted_decoding_leaves_no_file(tmp_path, monkeypatch):
+def test_interrupted_decoding_leaves_no_store(tmp_path, monkeypatch):
     source = Arrays([picture(seed, 40, 40) for seed in range(4)])
     monkeypatch.setattr(source, "read", lambda index: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         open_store(source, tmp_path)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert [path for path in left(tmp_path) if not path.name.endswith(".part")] == []
 
 
 @pytest.mark.parametrize("place", ["memory", "disk"])
@@ -481,7 +487,7 @@ def test_features_in_memory_equal_those_in_the_cache(scenes):
 
 
 def cached_files(folder):
-    return {path.name for path in (folder / "cache" / "features").iterdir()}
+    return {path.name for path in (folder / "cache" / "features").glob("*.npy")}
 
 
 def test_another_backbone_size_weights_precision_or_image_is_another_key(scenes, calls):
@@ -556,22 +562,35 @@ class Failing(torch.nn.Module):
         if self.batches == 2 and isinstance(self.how, BaseException):
             raise self.how
         output = images.mean(dim=(2, 3))
-        return output * float("nan") if self.batches == 2 else output
+        return output * float("nan") if self.batches == 2 and self.how == "nan" else output
 
 
 @pytest.mark.parametrize("how", [RuntimeError("out of memory"), KeyboardInterrupt(), "nan"])
-def test_failed_extraction_leaves_no_features(tmp_path, how, monkeypatch):
-    source = Arrays([picture(seed, 40, 40) for seed in range(6)])
-    replaced = []
-    monkeypatch.setattr(features.os, "replace", lambda *names: replaced.append(names))
+def test_failed_extraction_leaves_no_features_and_is_gone_on_with(tmp_path, how, monkeypatch, capsys):
+    source = Arrays([picture(seed, 40, 40) for seed in range(10)])
+    monkeypatch.setattr(growing_array.GrowingArray, "SAVE_EVERY", -1.0)
     store = open_store(source, None)
     monkeypatch.setattr(features.ImageStore, "open", lambda *_: store)
+
+    def extracted(how, folder):
+        network = Failing(how)
+        return network, lambda: features_of(source, "test", "failing", network, SIZE, CPU, 4, 2, False, folder)
+
     with pytest.raises((RuntimeError, KeyboardInterrupt, InputError)) as caught:
-        features_of(source, "test", "failing", Failing(how), SIZE, CPU, 4, 2, False, tmp_path)
+        extracted(how, tmp_path)[1]()
     if how == "nan":
-        assert "2 images" in str(caught.value) and "scene 4" in str(caught.value)
-    assert replaced == []  # not for a moment did bad features stand under the name of good ones
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+        assert "4 images" in str(caught.value) and "scene 4" in str(caught.value)
+        assert left(tmp_path) == []
+    # Not for a moment did bad features stand under the name of good ones.
+    assert all(path.suffix == ".part" for path in left(tmp_path))
+    network, again = extracted(None, tmp_path)
+    found = np.array(again())
+    assert network.batches == (3 if how == "nan" else 2)  # the first of three batches was kept
+    assert ("go on after 4 of 10" in capsys.readouterr().out) == (how != "nan")
+    assert np.array_equal(found, extracted(None, tmp_path / "whole")[1]())
+    (result,), (other,) = (list(folder.glob("features/*.npy")) for folder in (tmp_path, tmp_path / "whole"))
+    assert result.read_bytes() == other.read_bytes()
+    assert [path for path in left(tmp_path) if path.suffix == ".part"] == []
 
 
 def test_bfloat16_runs_the_network_only_not_the_resize():

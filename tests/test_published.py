@@ -15,6 +15,7 @@ import loss
 import options
 from data_loader import DataConfig, load_dataset
 from helpers import ROOT, SMALL, call, script_module, stage1_flags, stage2_flags
+from network import rebuild_autoencoder
 from utils import InputError, run, seed_everything
 
 # Sun et al., TGRS 2022, and the code published with it.
@@ -192,7 +193,7 @@ def test_targets_are_made_anew_each_epoch_or_once_and_centres_move_or_stay(train
 
     # p of the latents and centres that training starts from, worked out here
     stage1 = torch.load(trained[0] / "ae" / "autoencoder.pth", weights_only=True)
-    model = script_module("train.py").build_autoencoder(stage1, tmp_path, None)
+    model = rebuild_autoencoder(stage1, tmp_path)
     dataset = load_dataset(DataConfig(**stage1["data"]))
     module = script_module("train.py")
     arrays, _ = module.dataset_features(dataset, stage1["features"], "none", torch.device("cpu"), 16, 1, "none")
@@ -514,7 +515,7 @@ def test_the_table_of_pseudo_labels_measures_what_it_says(trained, tmp_path, cap
     stage1 = torch.load(path, weights_only=True)
     dataset = load_dataset(DataConfig(**stage1["data"]))
     arrays, _ = module.dataset_features(dataset, stage1["features"], "none", torch.device("cpu"), 128, 1, "none")
-    latent = module.build_autoencoder(stage1, path, None).encode_all([torch.from_numpy(x) for x in arrays]).numpy()
+    latent = rebuild_autoencoder(stage1, path).encode_all([torch.from_numpy(x) for x in arrays]).numpy()
     centres = loss.cluster_centres(latent[dataset.train], 5, 20, 13)
     kernel = 1 / (1 + np.square(latent[:, None].astype(float) - centres).sum(axis=2))
     q = kernel / kernel.sum(axis=1, keepdims=True)

@@ -138,7 +138,7 @@ def test_a_run_cut_short_and_resumed_ends_with_the_same_file(trained, tmp_path, 
 
 
 def test_a_checkpoint_does_not_tell_whether_equal_words_were_one_object(tmp_path):
-    from utils import save_checkpoint
+    from checkpoints import save_checkpoint
     word, same = "none", "".join(["no", "ne"])
     assert word is not same
     for name, second in (("a", word), ("b", same)):
@@ -279,7 +279,7 @@ def test_damaged_files_of_codes_are_one_sentence(trained, tmp_path, capsys):
     for place in range(0, len(whole), len(whole) // 40):
         (tmp_path / "codes.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1:])
         code, _, error = call(capsys, "test.py", "--codes", tmp_path / "codes.npz", "--output_dir", tmp_path / "out")
-        assert code in (0, 2) and len(error.splitlines()) == code // 2, (place, error)
+        assert code in (0, 2) and error.count("error:") == code // 2, (place, error)
         (tmp_path / "codes.npz").write_bytes(whole[:place])
         code, _, error = call(capsys, "test.py", "--codes", tmp_path / "codes.npz", "--output_dir", tmp_path / "out")
         assert code == 2 and "is not a whole .npz" in error and len(error.splitlines()) == 1, (place, error)

@@ -1,0 +1,270 @@
+"""A run that trains: its folder, which no other run may enter, what it keeps there, how it stops and goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from checkpoints import load_checkpoint, save_checkpoint
+from utils import ROOT, InputError, Stopped, at_end, atomic_file, check_writable, lock, warn, write_json, writing
+
+
+class Run:
+    """One output folder: config.json, log.jsonl, last.pth and the result beside them."""
+
+    SAVE_EVERY = 30.0  # seconds: what a killed run can lose, or more where saving takes long
+
+    def __init__(self, folder: Path, result: str, settings: dict[str, Any], resume: bool,
+                 overwrite: bool, harmless: set[str]) -> None:
+        """Lock `folder` until the script ends; with `resume`, load last.pth and check that it had the same settings.
+
+        Nothing in it is replaced or removed before `start`, so that a bad flag beside --overwrite loses nothing.
+
+        Args:
+            result: name of the file that the finished run writes. settings: plain values that describe
+                the run. harmless: the keys among them that may differ when a run is resumed.
+        Raises:
+            InputError: another process works in the folder, it holds a run and neither flag says what to do,
+                the settings differ, or it cannot be written.
+        """
+        self.folder, self.settings, self.result = folder, settings, result
+        self.seconds = 0.0  # that the run took before it was resumed
+        self.state: dict[str, Any] | None = None
+        self.asked: int | None = None  # the signal that asked to stop
+        self._deferring = False
+        self._warned: set[str] = set()
+        self._saved, self._cost = time.monotonic(), 0.0  # when last.pth was written, and how long that took
+        check_writable(folder, "--output_dir")  # said now, not after the work
+        at_end.enter_context(lock(folder / ".lock", f"another run is writing in {folder}: wait until it is done, or "
+                                  "choose another --output_dir"))
+        last, done = folder / "last.pth", folder / result
+        if resume and last.exists():
+            self.state = self._load(last)
+            self._compare(self.state["settings"], harmless)
+            print(f"resuming {folder} {self._place()}")
+        elif resume and done.exists():
+            raise InputError(f"{folder} holds a finished {result} and no last.pth to go on from: add --overwrite to "
+                             "make it again, or choose another --output_dir")
+        elif (last.exists() or done.exists()) and not overwrite:
+            raise InputError(f"{folder} already holds a run: add --resume to continue it, --overwrite "
+                             "to replace it, or choose another --output_dir")
+        elif resume:
+            print(f"nothing to resume in {folder}, starting from the beginning")
+        self.log_path = folder / "log.jsonl"
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        state = load_checkpoint(path, "mrhash-training-1")
+        if state["result"] != self.result:
+            raise InputError(f"{path} was left by the run that makes {state['result']}, not {self.result}: choose "
+                             "another --output_dir")
+        return state
+
+    def _compare(self, before: dict[str, Any], harmless: set[str]) -> None:
+        now = self.settings
+        differing = [f"{key} was {before[key]!r}, now {now[key]!r}" if key in before and key in now else
+                     f"{key} is {'not known any more' if key in before else 'not known to the code that began it'}"
+                     for key in sorted((before.keys() | now.keys()) - harmless)
+                     if key not in before or key not in now or before[key] != now[key]]
+        if differing:
+            raise InputError(f"cannot resume {self.folder} with other settings: {'; '.join(differing)}")
+
+    def _place(self) -> str:
+        """How far last.pth has come."""
+        epoch, within = self.state["epoch"], self.state["within"]
+        return f"after epoch {epoch}" if within is None else f"in epoch {epoch + 1}, after batch {within['step']}"
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Load the state of a resumed run. Raises InputError when last.pth does not fit."""
+        try:
+            model.load_state_dict(self.state["model"])
+            optimizer.load_state_dict(self.state["optimizer"])
+        except Exception as error:  # torch raises many kinds for a state of something else
+            raise InputError(f"{self.folder / 'last.pth'} does not fit its own settings "
+                             f"({str(error).strip().splitlines()[0][:120]}): --overwrite begins again") from None
+
+    def start(self) -> None:
+        """Write config.json and the log so far; what an earlier run left goes. Called when all else is ready.
+
+        From now on Ctrl-C and SIGTERM are noticed, see `deferring`.
+        """
+        for stale in self.folder.glob(".*.part"):  # of a killed run: no other one is in here
+            stale.unlink(missing_ok=True)
+        write_json(self.folder / "config.json", {**self.settings, "environment": environment()})
+        kept = []
+        if self.state is not None and self.log_path.exists():
+            kept = [record for record in read_log(self.log_path) if record["epoch"] <= self.state["epoch"]]
+            self.seconds = float(kept[-1].get("seconds", 0.0)) if kept else 0.0
+        else:
+            for stale in ("last.pth", self.result):
+                (self.folder / stale).unlink(missing_ok=True)
+        with atomic_file(self.log_path) as file:
+            file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                at_end.callback(signal.signal, number, signal.signal(number, self._on_signal))
+
+    def first_epoch(self, first: int = 0) -> int:
+        """The epoch to start with: `first`, or the one after the last finished epoch."""
+        return first if self.state is None else self.state["epoch"] + 1
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one JSON object to log.jsonl."""
+        with writing(self.log_path), open(self.log_path, "a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def save(self, epoch: int, within: dict[str, Any] | None = None, *, model: nn.Module,
+             optimizer: torch.optim.Optimizer, best: dict[str, Any], **state: Any) -> None:
+        """Write last.pth: all that a resumed run needs to end as an uninterrupted one.
+
+        Args:
+            epoch: the last finished one. within: how far the next one has come (`step` and what goes with it), or
+                None. best: score, epoch and model that would be kept so far.
+        Raises:
+            InputError: weights that are not finite; the last.pth before, which is good, stays.
+        """
+        weights = model.state_dict()
+        if not all(bool(value.isfinite().all()) for value in weights.values()):
+            raise InputError(f"the weights are not finite any more in epoch {epoch + (within is not None)}: "
+                             f"{self._advice()}")
+        begun = time.monotonic()
+        settings = {key: value for key, value in self.settings.items() if key not in ("resume", "overwrite")}
+        kept = {"epoch": epoch, "within": within, "settings": settings, "result": self.result, "best": best, **state}
+        save_checkpoint(self.folder / "last.pth", {"format": "mrhash-training-1", **kept, "model": weights,
+                                                   "optimizer": optimizer.state_dict()})
+        self.state = kept
+        self._saved = time.monotonic()
+        self._cost = self._saved - begun
+
+    def due(self) -> bool:
+        """Whether it is time to save again: seldom enough that saving takes no more than a fiftieth of the time."""
+        return time.monotonic() - self._saved > max(self.SAVE_EVERY, 50 * self._cost)
+
+    def _advice(self) -> str:
+        good = "nothing was saved before" if self.state is None else (
+            f"the last good state, {self._place()}, is {self.folder / 'last.pth'}")
+        return f"begin again with a lower --lr; {good}"
+
+    def warn_once(self, kind: str, text: str) -> None:
+        """A warning on stderr, the first time that something of this kind is noticed."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warn(text)
+
+    # ------------------------------------------------------------ stopping
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self._deferring or self.asked is not None:
+            raise Stopped(number)
+        self.asked = number
+        print("stopping when this step is done and saved; once more stops at once", file=sys.stderr)
+
+    @contextlib.contextmanager
+    def deferring(self) -> Iterator[None]:
+        """While this lasts, a first Ctrl-C or SIGTERM only sets `asked`, and a second one stops the script anywhere.
+
+        Where everything is saved, `stop_if_asked` stops it.
+        """
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def stop_if_asked(self) -> None:
+        if self.asked is not None:
+            raise Stopped(self.asked)
+
+    @contextlib.contextmanager
+    def saving(self, save: Callable[[], None]) -> Iterator[None]:
+        """Call `save` when Ctrl-C or SIGTERM ends the body, which changes nothing itself."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            save()
+            raise
+
+
+class LossWatch:
+    """Notices the first loss of an epoch that is not finite, without waiting for the device at every step."""
+
+    EVERY = 50  # steps between two looks at a device that would have to be waited for
+
+    def __init__(self, run: Run, epoch: int, steps: int, device: torch.device) -> None:
+        """steps: that the epoch has, for the message."""
+        self.run, self.epoch, self.steps = run, epoch, steps
+        self.first = torch.full((), -1, device=device)
+
+    def see(self, step: int, loss: Tensor) -> None:
+        """Take note of the loss of `step` (from 0). Raises InputError, at the latest some steps after a bad one."""
+        self.first = torch.where((self.first < 0) & ~loss.detach().isfinite(), step, self.first)
+        if loss.device.type == "cpu" or step % self.EVERY == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Raises InputError where a loss was not finite: epoch, batch, and what was saved before."""
+        first = int(self.first)
+        if first >= 0:
+            raise InputError(f"the loss is not finite in epoch {self.epoch}, batch {first + 1} of {self.steps}: "
+                             f"{self.run._advice()}")
+
+
+def random_states(generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
+    """What draws from here on depend on: the generator's state, torch's own, and that of the device."""
+    states = {"generator": generator.get_state(), "torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random_states(states: dict[str, Tensor], generator: torch.Generator, device: torch.device) -> None:
+    """Back to the states that `random_states` took; one of another kind of device is left out."""
+    generator.set_state(states["generator"])
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log.jsonl; a line that a crash cut short is left out."""
+    records = []
+    for line in path.read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("epoch"), int):
+                records.append(record)
+    return records
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git commit (with `+changes` for an unclean tree) and the command, for config.json."""
+    import scipy
+    import torchvision
+
+    def git(*command: str) -> str:
+        try:
+            return subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True,
+                                  timeout=10, check=True).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return ""
+
+    commit = git("rev-parse", "HEAD")
+    if commit and git("status", "--porcelain", "--untracked-files=no"):
+        commit += "+changes"
+    return {"python": sys.version.split()[0], "torch": torch.__version__,
+            "torchvision": torchvision.__version__, "numpy": np.__version__,
+            "scipy": scipy.__version__, "threads": torch.get_num_threads(),
+            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "git_commit": commit or None, "command": sys.argv}
