@@ -62,7 +62,8 @@ def reason_of(error: Exception) -> str:
 def check_entries(content: Any, expected: Any, where: str) -> None:
     """Raise InputError unless `content` has the entries of `expected`.
 
-    `expected` is a type, a tuple of types, {str: type} for any names, or the entries that a dict must have.
+    `expected` is a type (object: anything), a tuple of types, {str: type} for any names, or the entries that a dict
+    must have.
     """
     if isinstance(expected, dict):
         if type(content) is not dict:
@@ -73,7 +74,7 @@ def check_entries(content: Any, expected: Any, where: str) -> None:
             if key not in content or type(key) is not str:
                 raise InputError(f"{where} has no {key}: it is damaged, or of another version")
             check_entries(content[key], kind, f"{where}: {key}")
-    elif type(content) is bool or not isinstance(content, expected):
+    elif expected is not object and (type(content) is bool or not isinstance(content, expected)):
         raise InputError(f"{where} is {type(content).__name__}: it is damaged, or of another version")
 
 
@@ -91,7 +92,7 @@ KINDS = {
         "network": {"model_type": str, "hash_bit": int, "image_size": int, "threshold": NUMBER},
         "data": DATA, "fingerprint": str, "model": {str: Tensor}}),
     "mrhash-training-1": ("this script", {
-        "epoch": int, "within": (dict, type(None)), "settings": dict, "result": str, "model": {str: Tensor},
+        "epoch": int, "within": (dict, type(None)), "settings": {str: object}, "result": str, "model": {str: Tensor},
         "optimizer": dict, "best": {"score": float, "epoch": (int, type(None)), "model": (dict, type(None))}}),
 }
 LIMITS = {"hash_bit": 1024, "image_size": 65_536, "latent_dim": 65_536, "head_width": 65_536}
@@ -113,9 +114,9 @@ def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         raise InputError(f"{path} is not a whole checkpoint of {made_by} ({reason_of(error)})") from None
     found = content.get("format") if isinstance(content, dict) else None
-    if found != kind:
-        raise InputError(f"{path} is {str(found)[:40] if found else 'a foreign file'}, expected {kind} as made by "
-                         f"{made_by}")
+    if type(found) is not str or found != kind:
+        named = repr(found)[1:40].strip("'") if type(found) is str else "a foreign file"
+        raise InputError(f"{path} is {named}, expected {kind} as made by {made_by}")
     check_entries(content, expected, str(path))
     for name, most in LIMITS.items():
         value = content.get("network", {}).get(name, 1)

@@ -6,12 +6,14 @@ sources a dataset has and pairs them by name; image_store.py decodes each of the
 
 from __future__ import annotations
 
+import contextlib
 import io
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -28,6 +30,12 @@ SWIR_BANDS = ("B12", "B8A", "B04")
 SWIR_WHITE = 4000  # digital number drawn as 255; 10,000 is reflectance 1
 # What no scene needs, and a file made to fill the memory claims: pixels, sides of very different length, bytes.
 MOST_PIXELS, MOST_ELONGATED, MOST_BYTES = 64_000_000, 32, 1 << 30
+
+
+# Once and for all, because decoding runs in several threads: what is odd about a file that can be read all the same
+# (metadata), and sizes, for which there is a limit here that is lower, and an error.
+warnings.filterwarnings("ignore", module="PIL")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageSource:
@@ -106,10 +114,12 @@ class Zip:
         self._local = threading.local()  # one open archive a thread: decoding runs in several
 
     def read_bytes(self, name: str) -> bytes:
-        _check_size(self.files[name][0])  # zipfile unpacks no more of a member than the size that it claims
+        claimed, _ = self.files[name]
+        _check_size(claimed)
         if not hasattr(self._local, "archive"):
             self._local.archive = zipfile.ZipFile(self.root)
-        return self._local.archive.read(name)
+        with self._local.archive.open(name) as member:
+            return member.read(claimed)  # read() alone unpacks all that is there, however small the size it claims
 
 
 def _check_size(size: int) -> None:
@@ -143,9 +153,7 @@ def check_shape(height: int, width: int) -> None:
 
 def _identify(data: bytes) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower, and an error
-            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except UnidentifiedImageError:  # its own message names a memory address
         raise ValueError(f"no image of a known kind ({', '.join(IMAGE_FORMATS)})") from None
     check_shape(image.height, image.width)
@@ -254,6 +262,32 @@ class ImageFiles(ImageSource):
             return image.height, image.width
 
 
+@contextlib.contextmanager
+def hdf5(path: Path) -> Iterator[Any]:
+    """DSRSID.mat, open to read. Raises InputError where it, or what the body takes from it, is not as published."""
+    h5py = require("h5py", "DSRSID.mat")
+    try:
+        # A chunk may hold many images: a large chunk cache keeps it from being unpacked for each.
+        with h5py.File(path, "r", rdcc_nbytes=64 << 20) as file:
+            yield file
+    except InputError:
+        raise
+    except Exception as error:  # h5py raises many kinds for a damaged file
+        raise InputError(f"{path} is not DSRSID as published, an HDF5 file with MUL_IMAGES, PAN_IMAGES and "
+                         f"LAND_COVER_TYPES ({' '.join(str(error).split())[:200]})") from None
+
+
+def dataset_of(file: Any, key: str) -> Any:
+    """The array `key`, which lies in this very file. Raises InputError where it does not."""
+    h5py = require("h5py", "DSRSID.mat")
+    if key not in file:
+        raise InputError(f"{file.filename} has no {key}; it holds {', '.join(map(str, file)) or 'nothing'}")
+    data = file[key] if isinstance(file.get(key, getlink=True), h5py.HardLink) else None
+    if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
+        raise InputError(f"{file.filename}: {key} is a group, or lies in another file, expected an array")
+    return data
+
+
 class Hdf5Images(ImageSource):
     """DSRSID's MUL_IMAGES (N, 4, 64, 64) or PAN_IMAGES (N, 1, 256, 256), read lazily.
 
@@ -262,22 +296,18 @@ class Hdf5Images(ImageSource):
     """
 
     def __init__(self, path: Path, key: str, rows: np.ndarray) -> None:
-        h5py = require("h5py", "DSRSID.mat")
-        # A chunk may hold many images: a large chunk cache keeps it from being unpacked for each.
-        self.file = h5py.File(path, "r", rdcc_nbytes=64 << 20)
         self.path, self.key, self.rows = path, key, rows
-        if key not in self.file:
-            raise InputError(f"{path} has no {key}; it holds {', '.join(self.file) or 'nothing'}")
-        link = self.file.get(key, getlink=True)
-        self.data = self.file[key] if isinstance(link, h5py.HardLink) else None
         bands = 4 if key == "MUL_IMAGES" else 1
-        if not isinstance(self.data, h5py.Dataset) or self.data.external or self.data.is_virtual:
-            raise InputError(f"{path}: {key} is a group, or lies in another file, expected uint8 (N, {bands}, H, W)")
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(hdf5(path))
+            self.data = dataset_of(file, key)
+            self.file = stack.pop_all()  # open as long as this object lives
         if self.data.ndim != 4 or self.data.shape[1] != bands or self.data.dtype != np.uint8:
             raise InputError(f"{path}: {key} is {self.data.dtype} {self.data.shape}, expected uint8 "
                              f"(N, {bands}, H, W)")
         try:
             check_shape(*self.data.shape[2:])
+            _check_size(int(np.prod(self.data.chunks or (1,), dtype=object)))  # unpacked as a whole
         except ValueError as error:
             raise InputError(f"{path}: {key} holds images of {error}") from None
         if len(rows) and rows.max() >= len(self.data):

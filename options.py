@@ -123,7 +123,10 @@ def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any]) -> tup
     """
     known = {field.name: checkpoint["data"][field.name] for field in fields(DataConfig)
              if field.name in checkpoint["data"]}
-    config = DataConfig(**{**known, "skip": tuple(map(str, known.get("skip", ())))})
+    skip = known.get("skip", ())
+    if not isinstance(skip, list | tuple):
+        raise InputError(f"the checkpoint's list of scenes that are left out is {str(skip)[:40]}: it is damaged")
+    config = DataConfig(**{**known, "skip": tuple(map(str, skip))})
     # Where things lie may have changed since: folders are not compared, their content is.
     places = {"data_dir", "split_dir"} | ({"source1", "source2"} if config.data_name == "pairs" else set())
     moved = {}

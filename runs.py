@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from checkpoints import load_checkpoint, save_checkpoint
+from checkpoints import load_checkpoint, reason_of, save_checkpoint
 from utils import ROOT, InputError, Stopped, at_end, atomic_file, check_writable, lock, warn, write_json, writing
 
 
@@ -68,32 +68,42 @@ class Run:
     def _load(self, path: Path) -> dict[str, Any]:
         state = load_checkpoint(path, "mrhash-training-1")
         if state["result"] != self.result:
-            raise InputError(f"{path} was left by the run that makes {state['result']}, not {self.result}: choose "
-                             "another --output_dir")
+            raise InputError(f"{path} was left by the run that makes {state['result'][:40]!r}, not {self.result}: "
+                             "choose another --output_dir")
         return state
 
     def _compare(self, before: dict[str, Any], harmless: set[str]) -> None:
-        now = self.settings
-        differing = [f"{key} was {before[key]!r}, now {now[key]!r}" if key in before and key in now else
+        # As text: a file may hold anything, and some things cannot be compared.
+        before, now = ({key: repr(value) for key, value in some.items()} for some in (before, self.settings))
+        differing = [f"{key} was {before[key][:200]}, now {now[key][:200]}" if key in before and key in now else
                      f"{key} is {'not known any more' if key in before else 'not known to the code that began it'}"
-                     for key in sorted((before.keys() | now.keys()) - harmless)
-                     if key not in before or key not in now or before[key] != now[key]]
+                     for key in sorted((before.keys() | now.keys()) - harmless) if before.get(key) != now.get(key)]
         if differing:
             raise InputError(f"cannot resume {self.folder} with other settings: {'; '.join(differing)}")
 
     def _place(self) -> str:
         """How far last.pth has come."""
         epoch, within = self.state["epoch"], self.state["within"]
-        return f"after epoch {epoch}" if within is None else f"in epoch {epoch + 1}, after batch {within['step']}"
+        return (f"after epoch {epoch}" if within is None else
+                f"in epoch {epoch + 1}, after batch {within.get('step', '?')}")
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Load the state of a resumed run. Raises InputError when last.pth does not fit."""
-        try:
+        with self.fitting():
+            kept = self.state["best"]["model"]
+            if kept:
+                model.load_state_dict(kept)  # a trial, for the end of the run
             model.load_state_dict(self.state["model"])
             optimizer.load_state_dict(self.state["optimizer"])
-        except Exception as error:  # torch raises many kinds for a state of something else
-            raise InputError(f"{self.folder / 'last.pth'} does not fit its own settings "
-                             f"({str(error).strip().splitlines()[0][:120]}): --overwrite begins again") from None
+
+    @contextlib.contextmanager
+    def fitting(self) -> Iterator[None]:
+        """What is taken from last.pth in the body either fits, or InputError says that it does not."""
+        try:
+            yield
+        except Exception as error:  # a state of something else gives exceptions of any kind
+            raise InputError(f"{self.folder / 'last.pth'} does not fit its own settings ({reason_of(error)}): "
+                             "--overwrite begins again") from None
 
     def start(self) -> None:
         """Write config.json and the log so far; what an earlier run left goes. Called when all else is ready.
@@ -219,6 +229,13 @@ class LossWatch:
         if first >= 0:
             raise InputError(f"the loss is not finite in epoch {self.epoch}, batch {first + 1} of {self.steps}: "
                              f"{self.run._advice()}")
+
+
+def put(value: Tensor, place: Tensor) -> Tensor:
+    """`place`, filled with a saved value. Raises ValueError where that has another shape (copy_ might stretch it)."""
+    if value.shape != place.shape:
+        raise ValueError(f"a tensor of {tuple(value.shape)}, expected {tuple(place.shape)}")
+    return place.copy_(value)
 
 
 def random_states(generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from options import (
     inherit_dataset,
     parse_with_preset,
 )
-from runs import LossWatch, Run, random_states, set_random_states
+from runs import LossWatch, Run, put, random_states, set_random_states
 from utils import (
     ArgumentParser,
     InputError,
@@ -143,17 +143,23 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return args
 
 
-@dataclass
 class Progress:
     """How far an epoch has come: steps done, and sums over their images on the device."""
 
-    step: int
-    losses: Tensor  # (3,) loss, divergence, reconstruction error
-    ones: Tensor  # (K,) how often each bit was 1
+    def __init__(self, hash_bit: int, device: torch.device) -> None:
+        self.step = 0
+        self.losses = torch.zeros(3, device=device)  # loss, divergence, reconstruction error
+        self.ones = torch.zeros(hash_bit, device=device, dtype=torch.long)  # how often each bit was 1
 
-    @classmethod
-    def begin(cls, hash_bit: int, device: torch.device) -> Progress:
-        return cls(0, torch.zeros(3, device=device), torch.zeros(hash_bit, device=device, dtype=torch.long))
+    def state(self) -> dict[str, Any]:
+        return {"step": self.step, "losses": self.losses, "ones": self.ones}
+
+    def restore(self, state: dict[str, Any], steps: int) -> None:
+        """Go on from what `state` gave. Raises exceptions of any kind for a state of something else."""
+        if not 0 <= state["step"] <= steps:
+            raise ValueError(f"{state['step']} of {steps} steps")
+        self.step = int(state["step"])
+        self.losses, self.ones = put(state["losses"], self.losses), put(state["ones"], self.ones)
 
 
 def train_one_epoch(model: MrHash, batches: Sequence[Tensor], views: Iterable[Tensor],
@@ -248,7 +254,8 @@ def main() -> None:
             autoencoder.rescale(mean.to(device), factor)
             centres = (centres - mean) * factor
     else:
-        centres = log.state["model"]["centres"]
+        with log.fitting():
+            centres = put(log.state["model"]["centres"], torch.empty(args.n_clusters, autoencoder.latent_dim))
     backbone = Backbone(args.model_type, args.weights, args.image_size, args.batch_norm)
     seen = None  # what the backbone at rest makes of all images
     if log.first_epoch(-args.head_epochs) < 0:
@@ -281,7 +288,11 @@ def main() -> None:
     within = log.state["within"] if log.state is not None else None  # how far the epoch to begin with has come
     target = None  # of --targets once, or of that epoch
     if args.targets == "once" or within is not None:
-        target = pseudo_labels() if log.state is None else log.state["target"].to(device)
+        if log.state is None:
+            target = pseudo_labels()
+        else:
+            with log.fitting():
+                target = put(log.state["target"], torch.empty(len(rows), args.n_clusters, device=device))
 
     def outputs(rows: np.ndarray, epoch: int) -> np.ndarray:  # what the hash network makes of images, in eval mode
         made = (hash_features(model.hash_network, seen, rows, args.batch_size, device) if epoch < 0 else apply_network(
@@ -290,9 +301,8 @@ def main() -> None:
 
     def save_within() -> None:  # the epoch in hand, as far as it has come
         watch.check()
-        log.save(epoch - 1, {"step": done.step, "losses": done.losses, "ones": done.ones,
-                             "random": random_states(generator, device)},
-                 model=model, optimizer=optimizer, best=best, target=target.cpu())
+        log.save(epoch - 1, {**done.state(), "random": random_states(generator, device)}, model=model,
+                 optimizer=optimizer, best=best, target=target.cpu())
 
     def after_step(loss: Tensor) -> None:
         watch.see(done.step - 1, loss)
@@ -319,10 +329,11 @@ def main() -> None:
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         batches = torch.randperm(len(rows), generator=generator).split(args.batch_size)
-        done = Progress.begin(args.hash_bit, device)
+        done = Progress(args.hash_bit, device)
         if within is not None:
-            done = Progress(within["step"], within["losses"].to(device), within["ones"].to(device))
-            set_random_states(within["random"], generator, device)
+            with log.fitting():
+                done.restore(within, len(batches))
+                set_random_states(within["random"], generator, device)
             within = None
         elif args.targets == "epoch":
             target = pseudo_labels()

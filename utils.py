@@ -248,6 +248,8 @@ def progress(items: Any, description: str, total: int | None = None) -> tqdm:
 
 def check_writable(folder: Path, flag: str) -> None:
     """Make `folder` and see that a file can be written there. Raises InputError that names `flag`."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{flag} {folder} is a file, expected a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:

@@ -20,10 +20,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-
 import hamming
 from cells import add_cell_flags, folder_name, pretrain, run_cells, train_and_test
+from checkpoints import load_checkpoint
 from test import measure, read_codes
 from utils import ArgumentParser, InputError, atomic_file, positive_int, resolve_path, run
 
@@ -144,7 +143,7 @@ def main() -> None:
 
     if "encoder" in args.rows:
         path = next((path for (name, _), path in pretrained.items() if name == "default" and path), None)
-        if path is not None and torch.load(path, weights_only=True)["network"]["encoder"] != "dual":
+        if path is not None and load_checkpoint(path, "mrhash-autoencoder-1")["network"]["encoder"] != "dual":
             failed.append("row encoder: there is no second source")
             wanted = [variant for variant in wanted if variant[0] != "encoder"]
 

@@ -25,7 +25,7 @@ def child(order):
         os.dup2(output, stream)
     if order["limit"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    exec(order["prepare"])  # a test's own line, to save more often than people need
+    exec(order["prepare"], {})  # a test's own line, to save more often than people need
     sys.argv = order["command"]
     code = 0
     try:
