@@ -419,7 +419,10 @@ def table(trained, tmp_path, capsys, monkeypatch):
     def pretrain(args, cell, seed, flags):
         made["pretrained"].append((cell.name, seed, *flags))
         cell.mkdir(parents=True, exist_ok=True)
-        torch.save({"network": {"encoder": made["encoder"]}}, cell / "autoencoder.pth")
+        torch.save({"format": "mrhash-autoencoder-1", "network": {
+            "encoder": made["encoder"], "feature_dims": [1], "latent_dim": 1}, "data": DataConfig().as_dict(),
+            "fingerprint": "f", "model": {}, "features": {"feature_backbone": "b", "feature_weights": "w", "content": "c",
+                                                          "image_size": 32}}, cell / "autoencoder.pth")
         return cell / "autoencoder.pth"
 
     def train_and_test(args, cell, path, bits, seed, flags):
