@@ -421,8 +421,9 @@ def table(trained, tmp_path, capsys, monkeypatch):
         cell.mkdir(parents=True, exist_ok=True)
         torch.save({"format": "mrhash-autoencoder-1", "network": {
             "encoder": made["encoder"], "feature_dims": [1], "latent_dim": 1}, "data": DataConfig().as_dict(),
-            "fingerprint": "f", "model": {}, "features": {"feature_backbone": "b", "feature_weights": "w", "content": "c",
-                                                          "image_size": 32}}, cell / "autoencoder.pth")
+            "fingerprint": "f", "model": {}, "features": {
+                "feature_backbone": "b", "feature_weights": "w", "content": "c", "image_size": 32}},
+            cell / "autoencoder.pth")
         return cell / "autoencoder.pth"
 
     def train_and_test(args, cell, path, bits, seed, flags):
