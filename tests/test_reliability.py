@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import runs
-from helpers import call, stage1_flags, stage2_flags
+from helpers import ROOT, call, stage1_flags, stage2_flags
 from utils import InputError, at_end, atomic_file
 
 OFTEN = ("import runs, growing_array; runs.Run.due = lambda self: True; "
@@ -546,3 +547,10 @@ def test_codes_that_are_all_equal_are_warned_of(trained, tmp_path, capsys):
     np.savez(tmp_path / "codes.npz", **content)
     code, _, error = call(capsys, "test.py", "--codes", tmp_path / "codes.npz")
     assert code == 0 and "warning: all 12 bits are the same for all images, so that nothing can be ranked" in error
+
+
+def test_every_test_that_the_table_of_promises_names_is_there():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text()))
+    there = set(re.findall(r"^def (test_\w+)", "".join(
+        path.read_text() for path in (ROOT / "tests").glob("test_*.py")), re.MULTILINE))
+    assert len(named) > 50 and named <= there, named - there
