@@ -281,7 +281,7 @@ def main() -> None:
         lost = args.n_clusters - len(q.argmax(dim=1).unique())
         if lost:
             log.warn_once("clusters", f"{lost} of {args.n_clusters} clusters are empty: no image belongs to them most; "
-                                      "lower --n_clusters, or keep them in place with --centres fixed")
+                                      "lower --n_clusters, or make the labels once, before they drift (--targets once)")
         target = target_distribution(q)
         return single_labels(target) if args.pseudo_labels == "single" else target
 
