@@ -271,7 +271,8 @@ def lock(path: Path, taken: str, patient: bool = False) -> Iterator[None]:
             held.acquire(timeout=0)
         except filelock.Timeout:
             with contextlib.suppress(OSError):
-                taken += f" ({path.read_text().strip()})"
+                holder = path.read_text().strip()  # some versions of filelock empty it as they look
+                taken += f" ({holder})" if holder else ""
             if not patient:
                 raise InputError(taken) from None
             print(taken)
