@@ -18,7 +18,7 @@ from tqdm import tqdm
 from checkpoints import load_checkpoint
 from myautoencoder import autoencoder
 from train import parse_arguments
-from utils import ROOT, InputError, non_negative_int, positive_int
+from utils import ROOT, InputError, at_end, check_writable, image_side, lock, non_negative_int, positive_int
 
 
 def add_cell_flags(parser: ArgumentParser, output_dir: str) -> None:
@@ -29,9 +29,10 @@ def add_cell_flags(parser: ArgumentParser, output_dir: str) -> None:
     parser.add_argument("--source2", help="as for autoencoder.py; pairs need it for a second view")
     parser.add_argument("--split_dir", help="published lists, if any")
     parser.add_argument("--max_per_class", type=positive_int, help="use at most so many images of each class")
+    parser.add_argument("--skip_bad", action="store_true", help="as for autoencoder.py: leave out unreadable images")
     parser.add_argument("--backbone", default="mobilenet_v2", help="for the features and for the hash network")
     parser.add_argument("--weights", default="imagenet", help="of the backbone, as for train.py --weights")
-    parser.add_argument("--image_size", type=positive_int, default=224, help="for the hash network")
+    parser.add_argument("--image_size", type=image_side, default=224, help="for the hash network")
     parser.add_argument("--max_epoch", type=non_negative_int, default=50, help="as for train.py")
     parser.add_argument("--batch_size", type=positive_int, default=128,
                         help="as for train.py; a small one makes more steps of few epochs")
@@ -40,6 +41,13 @@ def add_cell_flags(parser: ArgumentParser, output_dir: str) -> None:
     parser.add_argument("--amp", action="store_true", help="bfloat16 in train.py")
     parser.add_argument("--cache_dir", default="cache", help="as for train.py")
     parser.add_argument("--output_dir", default=output_dir, help="where the cells and the tables go")
+
+
+def claim(folder: Path) -> None:
+    """Keep other tables out of `folder` until the script ends. Raises InputError: it is taken, or cannot be written."""
+    check_writable(folder, "--output_dir")
+    at_end.enter_context(lock(folder / ".lock", f"another table is made in {folder}: wait until it is done, or choose "
+                              "another --output_dir"))
 
 
 def folder_name(flags: Iterable[object]) -> str:
@@ -87,7 +95,7 @@ def check_settings(cell: Path, wanted: dict[str, Any]) -> None:
 
 # What may differ between a finished cell and the command that would make it: places, and how it is computed.
 PLACES = {"data_dir", "pretrained_dp_path", "output_dir", "cache_dir", "resume", "overwrite", "workers", "device",
-          "eval_frequency", "preset"}
+          "eval_frequency", "preset", "skip_bad"}
 
 
 def settings_of(parsed: Namespace) -> dict[str, Any]:
@@ -105,7 +113,8 @@ def pretrain(args: Namespace, cell: Path, seed: int, flags: Iterable[object] = (
     choices = [part for name in ("source1", "source2", "split_dir", "max_per_class")
                if getattr(args, name) is not None for part in (f"--{name}", getattr(args, name))]
     command = ["--data_name", args.data_name, "--data_dir", args.data_dir, *choices, "--feature_backbone",
-               args.backbone, "--feature_weights", args.weights, "--seed", seed, "--cache_dir", args.cache_dir,
+               args.backbone, "--feature_weights", args.weights, *(["--skip_bad"] if args.skip_bad else []),
+               "--seed", seed, "--cache_dir", args.cache_dir,
                "--output_dir", cell, "--resume", "--eval_frequency", 0, *flags]
     if result.exists():
         parsed = autoencoder.parse_arguments([str(word) for word in command])

@@ -8,13 +8,15 @@ from __future__ import annotations
 import io
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from utils import InputError, atomic_file
+from utils import InputError, atomic_file, sha256_of
 
 
 def _one_object_a_string(content: Any) -> Any:
@@ -53,6 +55,24 @@ def load_tensors(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def content_of(stage1: dict[str, Any], weights: dict[str, Tensor]) -> str:
+    """Which autoencoder a checkpoint of autoencoder.py holds, and of which features: a hash without paths in it."""
+    features = {key: value for key, value in stage1["features"].items() if key not in ("feature_weights", "files")}
+    return sha256_of(*(f"{key} {part[key]!r}" for part in (stage1["network"], features) for key in sorted(part)),
+                     *(part for name, value in weights.items() for part in (name, value.numpy())))[:16]
+
+
+def load_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those of the arrays `names` that an .npz holds; nothing is unpickled. Raises many kinds for another file."""
+    with np.load(path, allow_pickle=False) as archive:
+        for member in archive.zip.infolist():
+            if (member.filename.removesuffix(".npy") in names and member.file_size > 1 << 30
+                    and member.file_size > 100 * member.compress_size):
+                raise ValueError(f"{member.filename[:60]} unpacks from {member.compress_size:,} to "
+                                 f"{member.file_size:,} bytes, as no array of codes or features does")
+        return {name: archive[name] for name in names if name in archive}
+
+
 def reason_of(error: Exception) -> str:
     """The first line of what a library says about a file, without the advice to open it unsafely."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -74,7 +94,8 @@ def check_entries(content: Any, expected: Any, where: str) -> None:
             if key not in content or type(key) is not str:
                 raise InputError(f"{where} has no {key}: it is damaged, or of another version")
             check_entries(content[key], kind, f"{where}: {key}")
-    elif expected is not object and (type(content) is bool or not isinstance(content, expected)):
+    elif expected is not object and (
+            (type(content) is bool and expected is not bool) or not isinstance(content, expected)):
         raise InputError(f"{where} is {type(content).__name__}: it is damaged, or of another version")
 
 
@@ -87,15 +108,19 @@ DATA = {"data_name": str, "data_dir": str, "source1": NAME, "source2": NAME, "sp
 KINDS = {
     "mrhash-autoencoder-1": ("autoencoder.py", {
         "network": AUTOENCODER, "data": DATA, "fingerprint": str, "model": {str: Tensor},
-        "features": {"feature_backbone": NAME, "feature_weights": NAME, "image_size": int, "content": str}}),
+        "features": {"feature_backbone": NAME, "feature_weights": NAME, "image_size": int, "content": str,
+                     "amp": bool}}),
     "mrhash-1": ("train.py", {
         "network": {"model_type": str, "hash_bit": int, "image_size": int, "threshold": NUMBER},
         "data": DATA, "fingerprint": str, "model": {str: Tensor}}),
     "mrhash-training-1": ("this script", {
         "epoch": int, "within": (dict, type(None)), "settings": {str: object}, "result": str, "model": {str: Tensor},
-        "optimizer": dict, "best": {"score": float, "epoch": (int, type(None)), "model": (dict, type(None))}}),
+        "began_with": {str: (str, Tensor)}, "optimizer": dict,
+        "best": {"score": float, "epoch": (int, type(None)), "model": (dict, type(None))}}),
 }
-LIMITS = {"hash_bit": 1024, "image_size": 65_536, "latent_dim": 65_536, "head_width": 65_536}
+# Ranges of whole numbers, wherever they stand. An image of the largest size takes a backbone seconds, not hours.
+LIMITS = {"hash_bit": (1, 1024), "image_size": (1, 2048), "latent_dim": (1, 65_536), "head_width": (0, 65_536),
+          "neighbours": (0, 65_536), "split_seed": (0, 2**63)}
 
 
 def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
@@ -118,8 +143,15 @@ def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
         named = repr(found)[1:40].strip("'") if type(found) is str else "a foreign file"
         raise InputError(f"{path} is {named}, expected {kind} as made by {made_by}")
     check_entries(content, expected, str(path))
-    for name, most in LIMITS.items():
-        value = content.get("network", {}).get(name, 1)
-        if type(value) is not int or not (0 if name == "head_width" else 1) <= value <= most:
-            raise InputError(f"{path}: {name} is {str(value)[:40]}, expected a whole number up to {most}")
+    values = {name: value for part in ("network", "features", "data") if part in expected
+              for name, value in content[part].items()}
+    for name, (least, most) in LIMITS.items():
+        value = values.get(name, least)
+        if type(value) is not int or not least <= value <= most:
+            raise InputError(f"{path}: {name} is {str(value)[:40]}, expected a whole number from {least} to {most}")
+    if kind == "mrhash-1" and not abs(values["threshold"]) < 1e30:
+        raise InputError(f"{path}: the threshold of its bits is no finite number")
+    norm = values.get("feature_norm", "none")
+    if type(norm) is not str or norm not in ("none", "unit"):
+        raise InputError(f"{path}: feature_norm is {str(norm)[:40]!r}, expected none or unit")
     return content

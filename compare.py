@@ -30,8 +30,8 @@ from tqdm import tqdm
 
 import hamming
 from baselines import BASELINES
-from cells import add_cell_flags, check_settings, folder_name, pretrain, read_json, run_cells, train_and_test
-from data_loader import DATASETS, DataConfig, PairedDataset, load_dataset
+from cells import add_cell_flags, check_settings, claim, folder_name, pretrain, read_json, run_cells, train_and_test
+from data_loader import DATASETS, DataConfig, PairedDataset, load_dataset, load_readable
 from features import dataset_features
 from figures import curve_of, write_comparison, write_curves
 from options import choose_R
@@ -376,9 +376,10 @@ def report(args: Namespace, folder: Path, datasets: dict[int, PairedDataset],
 def main() -> None:
     args = parse_arguments()
     name = DATASETS.get(args.data_name.lower(), args.data_name)
-    datasets = {seed: load_dataset(DataConfig(name, args.data_dir, args.source1, args.source2, args.split_dir,
-                                              args.max_per_class, seed))
-                for seed in range(args.first_seed, args.first_seed + args.seeds)}
+    configs = {seed: DataConfig(name, args.data_dir, args.source1, args.source2, args.split_dir, args.max_per_class,
+                                seed) for seed in range(args.first_seed, args.first_seed + args.seeds)}
+    datasets = {seed: load_readable(config, 4)[0] if args.skip_bad else load_dataset(config)
+                for seed, config in configs.items()}
     first = datasets[args.first_seed]
     if first.labels is None:
         raise InputError("these images have no labels, so there is nothing to compare: class sub-folders give labels")
@@ -388,6 +389,7 @@ def main() -> None:
         print(f"left out, there is no second source: {left_out}")
     folder = resolve_path(args.output_dir) / first.name.lower()
     print(first.describe())
+    claim(folder)
     records: dict[tuple[str, int | None, int], dict[str, Any]] = {}
     try:
         failed = fill(args, folder, datasets, methods, records)

@@ -17,6 +17,8 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from utils import writing
+
 SCENES_PER_CLASS = 60
 FINE, RATIO = 128, 4
 VERSION = 2  # part of the folder's name: a changed drawing makes a new folder
@@ -86,14 +88,25 @@ def _scene(kind: str, generator: np.random.Generator) -> np.ndarray:
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
+def demo_folder(data_dir: Path, seed: int) -> Path:
+    """Where the scenes of `seed` lie or will lie."""
+    return data_dir / f"demo-v{VERSION}-seed{seed}"
+
+
 def make_demo(data_dir: Path, seed: int) -> Path:
     """Draw the scenes of `seed` once below `data_dir`; returns the folder with `coarse/` and `fine/`.
 
     Drawn aside and renamed when whole, so an interrupted drawing leaves nothing half done.
     """
-    folder = data_dir / f"demo-v{VERSION}-seed{seed}"
+    folder = demo_folder(data_dir, seed)
     if folder.is_dir():
         return folder
+    with writing(folder):
+        return _draw(folder, seed)
+
+
+def _draw(folder: Path, seed: int) -> Path:
+    data_dir = folder.parent
     data_dir.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=data_dir, prefix=".demo-"))
     try:

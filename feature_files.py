@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from checkpoints import load_npz
 from data_loader import PairedDataset
 from utils import InputError
 
@@ -310,8 +311,9 @@ def read_features(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"no features at {path}: expected a pickle, or an .npz, of data and labels")
     if path.suffix == ".npz":
         try:
-            with np.load(path, allow_pickle=False) as file:
-                content = {name: file[name] for name in ("data", "labels")}
+            content = load_npz(path, ("data", "labels"))
+            if len(content) < 2:
+                raise ValueError("an array is missing")
         except Exception as error:  # numpy, zipfile and zlib raise many kinds for a damaged or foreign file
             reason = " ".join(str(error).split(". ")[0].split())
             raise InputError(f"{path} is not a whole .npz with data and labels ({reason})") from None

@@ -14,7 +14,7 @@ from data_loader import PairedDataset
 from feature_files import features_of_lists
 from growing_array import GrowingArray, finished, maker
 from image_sources import ImageSource
-from image_store import ImageLoader, ImageStore, Transform
+from image_store import ImageLoader, ImageStore, Transform, UnreadableImages, unreadable
 from network import Backbone, HashNetwork
 from utils import InputError, autocast, progress, resolve_path, sha256_of
 
@@ -120,6 +120,12 @@ def known_features(source: ImageSource, label: str, backbone_name: str, backbone
     return finished(path, len(source)) if path.exists() else None
 
 
+def row_norms(features: np.ndarray) -> Tensor:
+    """The length of each row (N, d), float32 (N,): tells other images, and other devices hardly change it."""
+    return torch.cat([torch.from_numpy(np.array(part)).norm(dim=1)
+                      for part in np.array_split(features, max(1, len(features) // 8192))])
+
+
 def calibrate(backbone: Backbone, loader: ImageLoader, image_size: int) -> None:
     """Batch normalisation of a random backbone: statistics of up to 256 images spread over the source.
 
@@ -213,6 +219,9 @@ def dataset_features(dataset: PairedDataset, settings: dict, weights: str, devic
         print(f"features of source {number + 1}: {len(values):,} x {values.shape[1]} from {files[number]}")
     extracted = [number for number in range(len(dataset.sources)) if number not in given]
     contents = [sha256_of(given[number]) for number in sorted(given)]
+    if extracted and weights is None:
+        raise InputError(f"the features of source {extracted[0] + 1} come from a file in this checkpoint, which does "
+                         "not say from which: it is damaged")
     if extracted:
         # Weights `none` must be the same for every run and every seed, or the cache would be of no use.
         state = torch.random.get_rng_state()
@@ -231,7 +240,13 @@ def dataset_features(dataset: PairedDataset, settings: dict, weights: str, devic
                          f"came from {' and '.join(before)}: give that")
     folder = None if cache_dir == "none" else resolve_path(cache_dir)
     for number in extracted:
-        given[number] = features_of(dataset.sources[number], dataset.file_label(number),
-                                    settings["feature_backbone"], backbone, settings["image_size"], device,
-                                    batch_size, workers, settings["amp"], folder)
+        try:
+            given[number] = features_of(dataset.sources[number], dataset.file_label(number),
+                                        settings["feature_backbone"], backbone, settings["image_size"], device,
+                                        batch_size, workers, settings["amp"], folder)
+        except UnreadableImages as error:  # then all of them, also those of the sources to come
+            for other in range(number + 1, len(dataset.sources)):
+                error.add(unreadable(dataset.sources[other], dataset.file_label(other), workers),
+                          len(dataset.sources[other]))
+            raise error from None
     return [given[number] for number in sorted(given)], content

@@ -280,9 +280,10 @@ def hdf5(path: Path) -> Iterator[Any]:
 def dataset_of(file: Any, key: str) -> Any:
     """The array `key`, which lies in this very file. Raises InputError where it does not."""
     h5py = require("h5py", "DSRSID.mat")
-    if key not in file:
+    links = file.id.links  # h5py's own `in` and `get` would follow a link to see where it leads
+    if not links.exists(key.encode()):
         raise InputError(f"{file.filename} has no {key}; it holds {', '.join(map(str, file)) or 'nothing'}")
-    data = file[key] if isinstance(file.get(key, getlink=True), h5py.HardLink) else None
+    data = file[key] if links.get_info(key.encode()).type == h5py.h5l.TYPE_HARD else None
     if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
         raise InputError(f"{file.filename}: {key} is a group, or lies in another file, expected an array")
     return data

@@ -110,10 +110,18 @@ class UnreadableImages(InputError):
 
     def __init__(self, bad: dict[int, str], total: int) -> None:
         """bad: row -> name and reason."""
-        lines = sorted(bad.values())
-        more = f" and {len(lines) - 20:,} more" if len(lines) > 20 else ""
-        super().__init__(f"{len(lines):,} of {total:,} images cannot be read: {'; '.join(lines[:20])}{more}; replace "
-                         "or remove them, or begin with autoencoder.py --skip_bad, which goes on without them")
+        super().__init__()
+        self.lines, self.total = sorted(bad.values()), total
+
+    def add(self, bad: dict[int, str], total: int) -> None:
+        """Those of another source, too."""
+        self.lines += sorted(bad.values())
+        self.total += total
+
+    def __str__(self) -> str:
+        more = f" and {len(self.lines) - 20:,} more" if len(self.lines) > 20 else ""
+        return (f"{len(self.lines):,} of {self.total:,} images cannot be read: {'; '.join(self.lines[:20])}{more}; "
+                "replace or remove them, or begin with --skip_bad, which goes on without them")
 
 
 class _Decoding:
@@ -132,6 +140,12 @@ class _Decoding:
 
         self.sizes = np.array(list(ahead(size, range(len(source)), workers, 64)), dtype=np.int64)
         self.shape = (len(source), source.channels, *self.sizes.max(axis=0).tolist())
+        padded, needed = math.prod(self.shape), source.channels * int(self.sizes.prod(axis=1).sum())
+        if padded > max(1 << 30, 8 * needed):
+            odd = source.where(int((self.sizes.max(axis=1) / self.sizes.min(axis=1)).argmax()))
+            raise InputError(f"the images of {label} differ so much in shape that room for all of them would take "
+                             f"{padded / 2**30:.0f} GiB, {padded // needed} times what they fill; the most elongated "
+                             f"is {odd}: cut such images into scenes")
 
     def rows(self, first: int) -> Iterator[tuple[int, np.ndarray]]:
         """Each row from `first` on, and its pixels, uint8 (C, H, W), padded. At the end raises UnreadableImages."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_loader import DATASETS, DataConfig, PairedDataset, load_dataset
+from demo_data import demo_folder
 from hamming import smallest_class
 from utils import InputError, non_negative_int, positive_int, resolve_path
 
@@ -128,7 +129,7 @@ def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any]) -> tup
         raise InputError(f"the checkpoint's list of scenes that are left out is {str(skip)[:40]}: it is damaged")
     config = DataConfig(**{**known, "skip": tuple(map(str, skip))})
     # Where things lie may have changed since: folders are not compared, their content is.
-    places = {"data_dir", "split_dir"} | ({"source1", "source2"} if config.data_name == "pairs" else set())
+    places = {"data_dir"} | moved_places(config)
     moved = {}
     for name in ("data_name", "data_dir", "source1", "source2", "split_dir", "max_per_class"):
         value, known = getattr(args, name), getattr(config, name)
@@ -140,12 +141,22 @@ def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any]) -> tup
             raise InputError(f"--{name} {value} contradicts the checkpoint, which was trained with "
                              f"{known}: leave the flag out or train again")
     config = replace(config, **moved)
+    if config.data_name == "demo" and args.data_dir is None and not demo_folder(
+            resolve_path(config.data_dir), config.split_seed).is_dir():
+        # A checkpoint from elsewhere must not decide where something is written.
+        raise InputError(f"the scenes of the checkpoint are not in {resolve_path(config.data_dir)}: say with "
+                         "--data_dir where they are, or are to be drawn")
     dataset = load_dataset(config)
     if dataset.fingerprint != checkpoint["fingerprint"]:
         folder = resolve_path(config.data_dir)
         raise InputError(f"the images, labels or split found in {folder} are not those of the checkpoint: "
                          "name the right --data_dir, or train again")
     return dataset, config
+
+
+def moved_places(config: DataConfig) -> set[str]:
+    """Flags that say where the images and lists of a run lie, which may change while their content does not."""
+    return {"split_dir"} | ({"source1", "source2"} if config.data_name == "pairs" else set())
 
 
 def feature_files_of(checkpoint: dict, path: Path, given: Sequence[str | None]) -> list[str | None]:

@@ -26,6 +26,7 @@ class Run:
     """One output folder: config.json, log.jsonl, last.pth and the result beside them."""
 
     SAVE_EVERY = 30.0  # seconds: what a killed run can lose, or more where saving takes long
+    RESULTS = ("autoencoder.pth", "mrhash.pth")
 
     def __init__(self, folder: Path, result: str, settings: dict[str, Any], resume: bool,
                  overwrite: bool, harmless: set[str]) -> None:
@@ -47,10 +48,14 @@ class Run:
         self._deferring = False
         self._warned: set[str] = set()
         self._saved, self._cost = time.monotonic(), 0.0  # when last.pth was written, and how long that took
+        self._began_with: dict[str, Any] = {}
         check_writable(folder, "--output_dir")  # said now, not after the work
         at_end.enter_context(lock(folder / ".lock", f"another run is writing in {folder}: wait until it is done, or "
                                   "choose another --output_dir"))
         last, done = folder / "last.pth", folder / result
+        foreign = [name for name in self.RESULTS if name != result and (folder / name).exists()]
+        if foreign:
+            raise InputError(f"{folder} holds {foreign[0]}, the result of another script: choose another --output_dir")
         if resume and last.exists():
             self.state = self._load(last)
             self._compare(self.state["settings"], harmless)
@@ -105,6 +110,24 @@ class Run:
             raise InputError(f"{self.folder / 'last.pth'} does not fit its own settings ({reason_of(error)}): "
                              "--overwrite begins again") from None
 
+    def began_with(self, name: str, value: str | Tensor, what: str) -> None:
+        """Remember what the run began with beside its settings: the content of a file, or numbers of the images.
+
+        Args:
+            name: a word for it. value: text, or a float tensor, which may differ by some rounding. what: for people.
+        Raises:
+            InputError: the run that is resumed began with another.
+        """
+        before = self.state["began_with"].get(name) if self.state is not None else value
+        if isinstance(value, Tensor):
+            same = isinstance(before, Tensor) and before.shape == value.shape and torch.allclose(
+                before, value, rtol=0.02, atol=1e-6)
+        else:
+            same = before == value if isinstance(before, str) else False
+        if not same:
+            raise InputError(f"cannot resume {self.folder}: {what} are not those that it began with")
+        self._began_with[name] = before  # to the bit what it was
+
     def start(self) -> None:
         """Write config.json and the log so far; what an earlier run left goes. Called when all else is ready.
 
@@ -116,7 +139,7 @@ class Run:
         kept = []
         if self.state is not None and self.log_path.exists():
             kept = [record for record in read_log(self.log_path) if record["epoch"] <= self.state["epoch"]]
-            self.seconds = float(kept[-1].get("seconds", 0.0)) if kept else 0.0
+            self.seconds = max((record["seconds"] for record in kept), default=0.0)
         else:
             for stale in ("last.pth", self.result):
                 (self.folder / stale).unlink(missing_ok=True)
@@ -124,11 +147,25 @@ class Run:
             file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is signal.SIG_IGN:  # a shell that runs it in the background wants it so
+                    continue
                 at_end.callback(signal.signal, number, signal.signal(number, self._on_signal))
 
     def first_epoch(self, first: int = 0) -> int:
         """The epoch to start with: `first`, or the one after the last finished epoch."""
-        return first if self.state is None else self.state["epoch"] + 1
+        if self.state is None:
+            return first
+        if self.state["epoch"] + 1 < first:
+            raise InputError(f"{self.folder / 'last.pth'} says that epoch {self.state['epoch']} is done, and the first "
+                             f"one is {first}: it is damaged")
+        return self.state["epoch"] + 1
+
+    def check_not_past(self, last: int, flag: str, first: int = 0) -> None:
+        """Raise InputError where the run that is resumed has gone beyond epoch `last`, which `flag` asks for."""
+        next_one = self.first_epoch(first)
+        begun = next_one if self.state is not None and self.state["within"] is not None else next_one - 1
+        if begun > last:
+            raise InputError(f"{self.folder} has come to epoch {begun} already: {flag} cannot undo it")
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one JSON object to log.jsonl."""
@@ -145,18 +182,21 @@ class Run:
         Raises:
             InputError: weights that are not finite; the last.pth before, which is good, stays.
         """
-        weights = model.state_dict()
-        if not all(bool(value.isfinite().all()) for value in weights.values()):
-            raise InputError(f"the weights are not finite any more in epoch {epoch + (within is not None)}: "
-                             f"{self._advice()}")
+        self.check_weights(model, epoch + (within is not None))
         begun = time.monotonic()
         settings = {key: value for key, value in self.settings.items() if key not in ("resume", "overwrite")}
-        kept = {"epoch": epoch, "within": within, "settings": settings, "result": self.result, "best": best, **state}
-        save_checkpoint(self.folder / "last.pth", {"format": "mrhash-training-1", **kept, "model": weights,
-                                                   "optimizer": optimizer.state_dict()})
+        kept = {"epoch": epoch, "within": within, "settings": settings, "result": self.result, "best": best,
+                "began_with": self._began_with, **state}
+        save_checkpoint(self.folder / "last.pth", {"format": "mrhash-training-1", **kept,
+                                                   "model": model.state_dict(), "optimizer": optimizer.state_dict()})
         self.state = kept
         self._saved = time.monotonic()
         self._cost = self._saved - begun
+
+    def check_weights(self, model: nn.Module, epoch: int) -> None:
+        """Raise InputError, which tells of the last good state, where weights are not finite."""
+        if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+            raise InputError(f"the weights are not finite any more in epoch {epoch}: {self._advice()}")
 
     def due(self) -> bool:
         """Whether it is time to save again: seldom enough that saving takes no more than a fiftieth of the time."""
@@ -255,12 +295,13 @@ def set_random_states(states: dict[str, Tensor], generator: torch.Generator, dev
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log.jsonl; a line that a crash cut short is left out."""
+    """The records of a log.jsonl, with epoch and seconds; a line that a crash cut short is left out."""
     records = []
     for line in path.read_text(errors="replace").splitlines():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
-            if isinstance(record, dict) and isinstance(record.get("epoch"), int):
+            if isinstance(record, dict) and type(record.get("epoch")) is int and isinstance(
+                    record.get("seconds"), (int, float)):
                 records.append(record)
     return records
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import hamming
-from checkpoints import load_checkpoint
+from checkpoints import load_checkpoint, load_npz
 from data_loader import PairedDataset
 from distributed import all_ranks, first_rank_first, number_of_ranks, own_part, rank, sum_over_ranks
 from features import apply_network, hash_features, known_features
@@ -35,6 +35,7 @@ from utils import (
     atomic_file,
     check_writable,
     collapse_warning,
+    finite_float,
     pick_device,
     positive_int,
     resolve_path,
@@ -59,7 +60,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                             "of packed codes without hash_bit.npy")
     group.add_argument("--R", type=positive_int,
                        help="mAP@R (default: the smallest class in the database, 1900 for EuroSAT)")
-    group.add_argument("--T", type=float, help="a bit is 1 where the output is >= T (default: as trained, 0). "
+    group.add_argument("--T", type=finite_float, help="a bit is 1 where the output is >= T (default: as trained, 0). "
                                                 "With --codes, for codes of one value a bit")
     group.add_argument("--ties", choices=hamming.TIES, default="expected",
                        help="how `map` treats equal distances: expected over all orders; stable as "
@@ -125,7 +126,7 @@ def hash_dataset(args: argparse.Namespace, device: Any) -> tuple[dict[str, Any],
 
 
 NEEDED = ("database_codes", "query_codes", "database_labels", "query_labels")
-OPTIONAL = ("hash_bit", "database_paths", "query_paths", "class_names")
+OPTIONAL = ("hash_bit", "class_names")  # names of images may stand beside them
 
 
 def read_codes(path: Path, hash_bit: int | None, threshold: float | None) -> dict[str, Any]:
@@ -152,11 +153,10 @@ def read_codes(path: Path, hash_bit: int | None, threshold: float | None) -> dic
         if path.is_dir():
             for name in (*NEEDED, *OPTIONAL):
                 place = path / f"{name}.npy"
-                if place.exists():
+                if place.is_file():
                     content[name] = np.load(place, mmap_mode="r", allow_pickle=False)
         else:
-            with np.load(path, allow_pickle=False) as archive:
-                content = {name: archive[name] for name in (*NEEDED, *OPTIONAL) if name in archive}
+            content = load_npz(path, (*NEEDED, *OPTIONAL))
         if not all(isinstance(array, np.ndarray) for array in content.values()):
             raise ValueError("an entry is no array")
     except Exception as error:  # numpy, zipfile and zlib raise many kinds for a damaged or foreign file

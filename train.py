@@ -22,9 +22,17 @@ import torch
 from torch import Tensor
 
 import hamming
-from checkpoints import LIMITS, load_checkpoint, save_checkpoint
+from checkpoints import LIMITS, content_of, load_checkpoint, save_checkpoint
 from data_loader import PairedDataset
-from features import apply_network, calibrate, dataset_features, features_of, hash_features, prepare_features
+from features import (
+    apply_network,
+    calibrate,
+    dataset_features,
+    features_of,
+    hash_features,
+    prepare_features,
+    row_norms,
+)
 from image_store import ImageLoader, ImageStore, Transform
 from loss import cluster_centres, latent_scale, multi_semantic_loss, single_labels, target_distribution
 from network import Backbone, HashNetwork, MrHash, rebuild_autoencoder
@@ -36,6 +44,7 @@ from options import (
     choose_R,
     feature_files_of,
     inherit_dataset,
+    moved_places,
     parse_with_preset,
 )
 from runs import LossWatch, Run, put, random_states, set_random_states
@@ -46,6 +55,8 @@ from utils import (
     collapse_warning,
     epoch_number,
     epoch_seed,
+    finite_float,
+    image_side,
     non_negative_float,
     non_negative_int,
     pick_device,
@@ -80,7 +91,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     group.add_argument("--feature_weights",
                        help="only when the file of stage 1 lies elsewhere now: the same weights, new place")
     add_feature_file_flags(group, inherited=True)
-    group.add_argument("--image_size", type=positive_int, default=224,
+    group.add_argument("--image_size", type=image_side, default=224,
                        help="side of the crop; 64 to 128 is much faster on a CPU and costs accuracy")
     group.add_argument("--batch_norm", choices=("auto", "frozen", "adapt"), default="auto",
                        help="running statistics of batch normalisation: frozen suits pretrained weights, "
@@ -132,12 +143,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                        help="print mAP every so many epochs, 0 for never; it costs a pass over all images")
     group.add_argument("--R", type=positive_int,
                        help="mAP@R (default: the smallest class in the database, 1900 for EuroSAT)")
-    group.add_argument("--T", type=float, default=0.0, help="a bit is 1 where the output is >= T")
+    group.add_argument("--T", type=finite_float, default=0.0, help="a bit is 1 where the output is >= T")
     add_run_flags(parser, batch_size=128)
     add_training_flags(parser, "runs/mrhash_<data_name>_<hash_bit>bit")
     args = parse_with_preset(parser, arguments)
-    if args.hash_bit > LIMITS["hash_bit"]:
-        parser.error(f"argument --hash_bit: {args.hash_bit} is more than {LIMITS['hash_bit']}")
+    if args.hash_bit > LIMITS["hash_bit"][1]:
+        parser.error(f"argument --hash_bit: {args.hash_bit} is more than {LIMITS['hash_bit'][1]}")
     if args.max_epoch < 0 and args.head_epochs == 0:
         parser.error("argument --max_epoch: -1 trains nothing without --head_epochs")
     return args
@@ -228,16 +239,23 @@ def main() -> None:
     alpha = args.alpha or max(1.0, autoencoder.latent_dim - 1.0)  # None: auto
     files = feature_files_of(stage1, stage1_path, [args.features1, args.features2])
     output_dir = resolve_path(args.output_dir or f"runs/mrhash_{dataset.name.lower()}_{args.hash_bit}bit")
-    settings = {**vars(args), "R": R, "fingerprint": dataset.fingerprint}
+    settings = {**vars(args), "R": R, "fingerprint": dataset.fingerprint,
+                "pretrained": content_of(stage1, autoencoder.state_dict())}
     log = Run(output_dir, "mrhash.pth", settings, args.resume, args.overwrite,
               harmless={"output_dir", "preset", "resume", "overwrite", "device", "workers", "cache_dir", "data_dir",
-                        "pretrained_dp_path", "feature_weights", "features1", "features2", "max_epoch"})
-    if log.first_epoch(-args.head_epochs) > args.max_epoch + 1:
-        raise InputError(f"{output_dir} has finished epoch {log.state['epoch']} already: --max_epoch {args.max_epoch} "
-                         "cannot undo it")
+                        "pretrained_dp_path", "feature_weights", "features1", "features2", "max_epoch",
+                        *moved_places(data)})
+    log.check_not_past(args.max_epoch, f"--max_epoch {args.max_epoch}", first=-args.head_epochs)
+    before = args.max_epoch if log.state is None else log.state["settings"].get("max_epoch")
+    if args.select == "test_map" and before != args.max_epoch and not (
+            type(before) is int and before % args.eval_frequency == 0):
+        raise InputError(f"{output_dir} was to end with epoch {before}, whose mAP counts for --select test_map and "
+                         f"would not in a run to epoch {args.max_epoch}: begin again with --overwrite")
     arrays, _ = dataset_features(dataset, stage1["features"],
                                  args.feature_weights or stage1["features"]["feature_weights"], device,
                                  args.batch_size, args.workers, args.cache_dir, files)
+    for number, x in enumerate(arrays):
+        log.began_with(f"features{number + 1}", row_norms(x), f"the images of source {number + 1}, or their features,")
     arrays = prepare_features(arrays, dataset.train, stage1["features"], device)
     features = [torch.from_numpy(x[dataset.train]).to(device) for x in arrays]
     cache_dir = None if args.cache_dir == "none" else resolve_path(args.cache_dir)
@@ -257,6 +275,7 @@ def main() -> None:
         with log.fitting():
             centres = put(log.state["model"]["centres"], torch.empty(args.n_clusters, autoencoder.latent_dim))
     backbone = Backbone(args.model_type, args.weights, args.image_size, args.batch_norm)
+    log.began_with("weights", backbone.content, f"the weights {args.weights}")
     seen = None  # what the backbone at rest makes of all images
     if log.first_epoch(-args.head_epochs) < 0:
         if backbone.needs_calibration:  # features that come from the cache would leave it as it is
@@ -349,6 +368,7 @@ def main() -> None:
             train_one_epoch(model, batches, views, hash_views, learning, target, optimizer, args.lambda0, args.kl,
                             args.T, args.amp, f"epoch {epoch}/{args.max_epoch}", done, after_step)
         watch.check()
+        log.check_weights(model, epoch)  # before anything is made of them
         if log.asked:  # after the last step
             save_within()
             log.stop_if_asked()

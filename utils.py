@@ -68,10 +68,13 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
+MOST = 2**31 - 1  # of any whole number on the command line; no image, epoch or unit is beyond it
+
+
 def positive_int(text: str) -> int:
     """argparse type: an integer of at least 1."""
     value = int(text)
-    if value < 1:
+    if not 1 <= value <= MOST:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
     return value
 
@@ -79,23 +82,39 @@ def positive_int(text: str) -> int:
 def non_negative_int(text: str) -> int:
     """argparse type: an integer of at least 0."""
     value = int(text)
-    if value < 0:
+    if not 0 <= value <= MOST:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number >= 0")
     return value
 
 
 def non_negative_float(text: str) -> float:
-    """argparse type: a finite float of at least 0."""
+    """argparse type: a float from 0 to a billion: rates and weights of losses."""
     value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number >= 0")
+    if not 0 <= value <= 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is not a number >= 0, or beyond all reason")
+    return value
+
+
+def finite_float(text: str) -> float:
+    """argparse type: a float that float32 can hold, with room."""
+    value = float(text)
+    if not abs(value) < 1e30:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+def image_side(text: str) -> int:
+    """argparse type: the side of an image in pixels, 1 to 2,048."""
+    value = int(text)
+    if not 1 <= value <= 2048:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to 2048")
     return value
 
 
 def epoch_number(text: str) -> int:
     """argparse type: the number of an epoch, or -1 for none."""
     value = int(text)
-    if value < -1:
+    if not -1 <= value <= MOST:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number >= -1")
     return value
 
@@ -124,6 +143,8 @@ def run(main: Callable[[], None], resumable: bool = False) -> int:
     Returns 0, 2 (bad input, or the system refused a file), or 128 and the number of the signal that stopped it: 130
     for Ctrl-C (a `resumable` script then says how to go on).
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
         main()
     except (InputError, CodeError) as error:
@@ -182,7 +203,12 @@ def first_few(items: Sequence[Any]) -> str:
 
 def resolve_path(path: str | Path) -> Path:
     """A path as given when absolute, else below the repository root (never the shell's folder)."""
-    path = Path(path).expanduser()
+    if str(path) == "":
+        raise InputError("an empty path was given: name a file or folder, or leave the flag out")
+    try:
+        path = Path(path).expanduser()
+    except RuntimeError:  # a ~name that is nobody's
+        raise InputError(f"{path} names a home folder that is not there: write the path out") from None
     return path if path.is_absolute() else ROOT / path
 
 
@@ -220,7 +246,7 @@ def pick_device(name: str) -> torch.device:
         name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).item()  # which the device `meta`, that has no memory, cannot do
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(f"--device {name} cannot be used here; use auto, cpu, cuda, cuda:0 "
                          "or mps, as your torch and machine allow") from None
@@ -348,7 +374,7 @@ def sha256_of(*parts: Any) -> str:
     for part in parts:
         data = part if isinstance(part, bytes) else (
             np.ascontiguousarray(part).tobytes() if isinstance(part, np.ndarray)
-            else str(part).encode())
+            else str(part).encode(errors="surrogateescape"))  # names of files that are no text
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()

@@ -29,7 +29,7 @@ from torch import Tensor
 import hamming
 from checkpoints import save_checkpoint
 from data_loader import DATASETS, DataConfig, PairedDataset, load_dataset, load_readable
-from features import dataset_features, prepare_features
+from features import dataset_features, prepare_features, row_norms
 from network import MultisourceAutoencoder
 from options import (
     add_data_flags,
@@ -37,6 +37,7 @@ from options import (
     add_run_flags,
     add_training_flags,
     choose_R,
+    moved_places,
     parse_with_preset,
 )
 from runs import LossWatch, Run
@@ -44,6 +45,7 @@ from utils import (
     ArgumentParser,
     InputError,
     epoch_seed,
+    image_side,
     non_negative_float,
     non_negative_int,
     pick_device,
@@ -72,7 +74,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                        help="imagenet (downloaded once), a state-dict file where there is no network, or "
                             "none to try things out")
     add_feature_file_flags(group, inherited=False)
-    group.add_argument("--image_size", type=positive_int, default=224,
+    group.add_argument("--image_size", type=image_side, default=224,
                        help="side of the crop for the features; keep 224 unless time is short")
     group.add_argument("--feature_norm", choices=("none", "unit"), default="none",
                        help="unit: features are centred and brought to one length, so that what counts is their "
@@ -159,6 +161,9 @@ def main() -> None:
     seed_everything(args.seed)
 
     # ------------------------------------------------------------ data
+    if args.skip_bad and (args.features1 or args.features2):
+        raise InputError("--skip_bad is for images, and the rows of --features1 and --features2 would not fit those "
+                         "that are left: leave one out")
     data = DataConfig(DATASETS.get(args.data_name.lower(), args.data_name), args.data_dir, args.source1,
                       args.source2, args.split_dir, args.max_per_class, args.seed)
     dataset, data = load_readable(data, args.workers) if args.skip_bad else (load_dataset(data), data)
@@ -183,7 +188,8 @@ def main() -> None:
     settings = {**vars(args), "encoder": encoder, "R": R, "fingerprint": dataset.fingerprint}
     log = Run(output_dir, "autoencoder.pth", settings, args.resume, args.overwrite,
               harmless={"output_dir", "preset", "resume", "overwrite", "device", "workers", "cache_dir", "data_dir",
-                        "epoch", "skip_bad"})
+                        "epoch", *moved_places(data)})
+    log.check_not_past(args.epoch - 1, f"--epoch {args.epoch}")
     feature_settings = {"feature_backbone": args.feature_backbone, "feature_weights": args.feature_weights,
                         "image_size": args.image_size, "amp": args.amp, "files": files,
                         "feature_norm": args.feature_norm, "neighbours": args.neighbours}
@@ -191,9 +197,9 @@ def main() -> None:
                                        min(args.batch_size, 128), args.workers, args.cache_dir, files)
     if args.features1 and args.features2:  # no backbone took part
         feature_settings |= {"feature_backbone": None, "feature_weights": None}
-    if log.state is not None and log.state.get("content", content) != content:
-        raise InputError(f"cannot resume {output_dir} with other features: the weights or feature files are not those "
-                         "that it began with")
+    log.began_with("content", content, "the weights or feature files")
+    for number, x in enumerate(arrays):
+        log.began_with(f"features{number + 1}", row_norms(x), f"the images of source {number + 1}, or their features,")
     arrays = prepare_features(arrays, dataset.train, feature_settings, device)
     features = [torch.from_numpy(x[dataset.train]).to(device) for x in arrays]
 
@@ -217,6 +223,7 @@ def main() -> None:
             batches = torch.randperm(len(features[0]), generator=generator).to(device).split(args.batch_size)
             loss = float(train_one_epoch(model, features, batches, optimizer, args.lambda1,
                                          LossWatch(log, epoch, len(batches), device)))
+            log.check_weights(model, epoch)  # before anything is made of them
             record = {"epoch": epoch, "loss": loss, "lr": optimizer.param_groups[0]["lr"]}
             final = epoch == args.epoch - 1
             due = args.eval_frequency > 0 and (epoch % args.eval_frequency == 0 or final)
@@ -229,7 +236,7 @@ def main() -> None:
             record["seconds"] = round(time.time() - started, 2)
             log.log(record)
             if final or log.asked or log.due():  # an epoch takes less time than writing it to disk
-                log.save(epoch, content=content, model=model, optimizer=optimizer, best=best)
+                log.save(epoch, model=model, optimizer=optimizer, best=best)
             if due:
                 print(f"epoch {epoch}: loss {loss:.5f}" + (f", latent mAP@{R} {record['latent_map']:.4f}"
                                                           if labelled else ""))

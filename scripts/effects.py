@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hamming
-from cells import add_cell_flags, folder_name, pretrain, run_cells, train_and_test
+from cells import add_cell_flags, claim, folder_name, pretrain, run_cells, train_and_test
 from checkpoints import load_checkpoint
 from test import measure, read_codes
 from utils import ArgumentParser, InputError, atomic_file, positive_int, resolve_path, run
@@ -124,6 +124,7 @@ def maps_by_ties(cell: Path, R: int) -> dict[str, float]:
 def main() -> None:
     args = parse_arguments()
     folder = resolve_path(args.output_dir) / args.data_name.lower()
+    claim(folder)
     wanted = [(row, variant, *flags) for row in args.rows
               for variant, flags in ROWS.get(row, {"default": ([], [])}).items()]
 

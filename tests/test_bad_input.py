@@ -73,10 +73,7 @@ def some_bad(tmp_path):
 def test_unreadable_images_are_listed_at_once_with_the_way_to_go_on(some_bad, tmp_path, capsys):
     folder, names = some_bad
     line = refused(capsys, "myautoencoder/autoencoder.py", *stage1_flags(folder), "--output_dir", tmp_path / "ae")
-    assert "1 of 42 images cannot be read" in line and names[0] in line and "--skip_bad" in line
-    (folder / "coarse" / "sea" / "03.bmp").write_bytes((folder / "coarse" / "sea" / "04.bmp").read_bytes())
-    line = refused(capsys, "myautoencoder/autoencoder.py", *stage1_flags(folder), "--output_dir", tmp_path / "ae")
-    assert "2 of 42 images cannot be read" in line and names[1] in line and names[2] in line
+    assert "3 of 84 images cannot be read" in line and all(name in line for name in names) and "--skip_bad" in line
 
 
 def test_a_long_list_of_unreadable_images_names_twenty(tmp_path):
@@ -117,7 +114,7 @@ def test_skip_bad_goes_on_without_those_scenes_in_all_three_scripts(some_bad, tm
     # A resumed run must know of them, too.
     line = refused(capsys, "myautoencoder/autoencoder.py", *stage1_flags(folder), "--resume", "--output_dir",
                    tmp_path / "ae")
-    assert "fingerprint" in line
+    assert "skip_bad was True, now False" in line
     code, out, error = call(capsys, "myautoencoder/autoencoder.py", *stage1_flags(folder), "--skip_bad", "--resume",
                             "--epoch", 7, "--output_dir", tmp_path / "ae")
     assert code == 0 and "resuming" in out, error

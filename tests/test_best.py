@@ -310,7 +310,7 @@ def test_an_epoch_that_is_over_cannot_be_undone(trained, tmp_path, capsys):
     before = (tmp_path / "mrhash.pth").read_bytes()
     code, _, error = call(capsys, "train.py", *stage2_flags(trained[0] / "ae" / "autoencoder.pth"), *HEAD,
                           "--output_dir", tmp_path, "--max_epoch", -1, "--resume")
-    assert code == 2 and "has finished epoch 0 already: --max_epoch -1 cannot undo it" in error
+    assert code == 2 and "has come to epoch 0 already: --max_epoch -1 cannot undo it" in error
     assert (tmp_path / "mrhash.pth").read_bytes() == before
 
 

@@ -326,7 +326,7 @@ def test_a_resumed_run_insists_on_its_features_but_not_on_their_place(authors, t
     assert call(capsys, "myautoencoder/autoencoder.py", *more, "--epoch", 2, *words)[0] == 0
     np.savez(tmp_path / "2.npz", data=content[2]["data"] + 1, labels=content[2]["labels"])
     code, _, error = call(capsys, "myautoencoder/autoencoder.py", *more, "--epoch", 4)
-    assert code == 2 and "with other features" in error
+    assert code == 2 and "the weights or feature files are not those that it began with" in error
     np.savez(tmp_path / "2.npz", **content[2])
 
     # --overwrite beside a bad flag loses nothing
@@ -422,7 +422,7 @@ def table(trained, tmp_path, capsys, monkeypatch):
         torch.save({"format": "mrhash-autoencoder-1", "network": {
             "encoder": made["encoder"], "feature_dims": [1], "latent_dim": 1}, "data": DataConfig().as_dict(),
             "fingerprint": "f", "model": {}, "features": {
-                "feature_backbone": "b", "feature_weights": "w", "content": "c", "image_size": 32}},
+                "feature_backbone": "b", "feature_weights": "w", "content": "c", "image_size": 32, "amp": False}},
             cell / "autoencoder.pth")
         return cell / "autoencoder.pth"
 

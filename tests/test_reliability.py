@@ -554,3 +554,14 @@ def test_every_test_that_the_table_of_promises_names_is_there():
     there = set(re.findall(r"^def (test_\w+)", "".join(
         path.read_text() for path in (ROOT / "tests").glob("test_*.py")), re.MULTILINE))
     assert len(named) > 50 and named <= there, named - there
+
+
+def test_a_signal_that_the_shell_wants_ignored_is_ignored(trained, zygote, uninterrupted):
+    folder, whole, _ = uninterrupted("train-once")
+    command, output = command_in(folder, stages(trained[0])["train-once"]), folder.with_suffix(".txt")
+    shutil.rmtree(folder, ignore_errors=True)
+    prepare = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + at_step(
+        3, "os.kill(os.getpid(), signal.SIGINT)")
+    code, text = zygote.run(output, *command, prepare=prepare)
+    assert code == 0, text
+    assert_same_run(folder, whole)

@@ -453,7 +453,7 @@ BAD = [
     ("test.py", ["--codes", "{codes}", "--R", "9999"], "larger than the database"),
     ("test.py", ["--codes", "{codes}", "--hash_bit", "16"], "holds 12 bits"),
     ("test.py", ["--codes", "{tmp}"], "has no database_codes"),
-    ("test.py", ["--codes", ""], "has no database_codes"),
+    ("test.py", ["--codes", ""], "an empty path was given"),
     ("test.py", ["--codes", "{codes}", "--T", "0.5"], "--T is for codes of real numbers"),
     ("test.py", ["--codes", "{codes}", "--figures", "{text}"], "--figures"),
     ("test.py", ["--codes", "{codes}", "--save_codes", "{tmp}"], "is a folder, expected a file"),

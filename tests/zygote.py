@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import runpy
+import signal
 import sys
 
 import compare  # noqa: F401 - it imports all of our modules, and all that they need
@@ -25,6 +26,7 @@ def child(order):
         os.dup2(output, stream)
     if order["limit"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background leaves it ignored
     exec(order["prepare"], {})  # a test's own line, to save more often than people need
     sys.argv = order["command"]
     code = 0
