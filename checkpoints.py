@@ -62,11 +62,14 @@ def content_of(stage1: dict[str, Any], weights: dict[str, Tensor]) -> str:
                      *(part for name, value in weights.items() for part in (name, value.numpy())))[:16]
 
 
+LARGE = 1 << 30  # bytes of an array from which on it is asked how well it was packed
+
+
 def load_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Those of the arrays `names` that an .npz holds; nothing is unpickled. Raises many kinds for another file."""
     with np.load(path, allow_pickle=False) as archive:
         for member in archive.zip.infolist():
-            if (member.filename.removesuffix(".npy") in names and member.file_size > 1 << 30
+            if (member.filename.removesuffix(".npy") in names and member.file_size > LARGE
                     and member.file_size > 100 * member.compress_size):
                 raise ValueError(f"{member.filename[:60]} unpacks from {member.compress_size:,} to "
                                  f"{member.file_size:,} bytes, as no array of codes or features does")

@@ -247,14 +247,15 @@ def _dsrsid(config: DataConfig, data_dir: Path) -> _Scenes:
         return replace(_pair_scenes([roots[view] for view in views], (first, second)), split_dir=lists)
     keys = {"ms": "MUL_IMAGES", "pan": "PAN_IMAGES"}
     with hdf5(root) as file:
-        count = dataset_of(file, keys[first]).shape[0]
-        types = dataset_of(file, "LAND_COVER_TYPES")
+        count = (dataset_of(file, keys[first]).shape or (0,))[0]
+        data = dataset_of(file, "LAND_COVER_TYPES")
         # Looked at before it is read: a damaged or hostile header may claim anything.
-        types = types[()].reshape(-1) if types.dtype.kind in "fiu" and types.size == count else types
-    if not isinstance(types, np.ndarray) or not count or not np.isin(types, np.arange(len(DSRSID_CLASSES)) + 1).all():
-        limits = f" from {types.min()} to {types.max()}" if isinstance(types, np.ndarray) and len(types) else ""
-        raise InputError(f"{root}: LAND_COVER_TYPES holds {types.size:,} values ({types.dtype}){limits}, expected "
-                         f"{max(count, 1):,} whole numbers from 1 to {len(DSRSID_CLASSES)}")
+        found = f"{data.size or 0:,} values ({data.dtype})"
+        types = data[()].reshape(-1) if count and data.dtype.kind in "fiu" and data.size == count else np.zeros(0)
+    if not len(types) or not np.isin(types, np.arange(len(DSRSID_CLASSES)) + 1).all():
+        limits = f" from {types.min()} to {types.max()}" if len(types) else ""
+        raise InputError(f"{root}: LAND_COVER_TYPES holds {found}{limits}, expected {max(count, 1):,} whole numbers "
+                         f"from 1 to {len(DSRSID_CLASSES)}")
     labels = types.astype(np.int64) - 1
     folders = [name.replace(" ", "_") for name in DSRSID_CLASSES]
     names = [f"{folders[label]}/{row:06d}" for row, label in enumerate(labels)]

@@ -303,7 +303,7 @@ class Hdf5Images(ImageSource):
             file = stack.enter_context(hdf5(path))
             self.data = dataset_of(file, key)
             self.file = stack.pop_all()  # open as long as this object lives
-        if self.data.ndim != 4 or self.data.shape[1] != bands or self.data.dtype != np.uint8:
+        if len(self.data.shape or ()) != 4 or self.data.shape[1] != bands or self.data.dtype != np.uint8:
             raise InputError(f"{path}: {key} is {self.data.dtype} {self.data.shape}, expected uint8 "
                              f"(N, {bands}, H, W)")
         try:

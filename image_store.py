@@ -26,6 +26,7 @@ from utils import InputError, atomic_file, progress, sha256_of, warn
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STORE_VERSION = 1
+ROOM = 1 << 30  # bytes of a store that are no matter, however little of them its images fill
 
 
 def resize_side(image_size: int) -> int:
@@ -141,7 +142,7 @@ class _Decoding:
         self.sizes = np.array(list(ahead(size, range(len(source)), workers, 64)), dtype=np.int64)
         self.shape = (len(source), source.channels, *self.sizes.max(axis=0).tolist())
         padded, needed = math.prod(self.shape), source.channels * int(self.sizes.prod(axis=1).sum())
-        if padded > max(1 << 30, 8 * needed):
+        if padded > max(ROOM, 8 * needed):
             odd = source.where(int((self.sizes.max(axis=1) / self.sizes.min(axis=1)).argmax()))
             raise InputError(f"the images of {label} differ so much in shape that room for all of them would take "
                              f"{padded / 2**30:.0f} GiB, {padded // needed} times what they fill; the most elongated "

@@ -336,7 +336,7 @@ def rebuild_autoencoder(checkpoint: dict[str, Any], path: Path) -> MultisourceAu
         InputError: the settings are none of an autoencoder, or the tensors do not fit them.
     """
     dims = checkpoint["network"]["feature_dims"]
-    if not 1 <= len(dims) <= 2 or not all(type(dim) is int and 0 < dim <= 1_000_000 for dim in dims):
+    if not 1 <= len(dims) <= 2 or not all(type(dim) is int and 0 < dim <= 65_536 for dim in dims):
         raise InputError(f"{path}: feature_dims are {str(dims)[:80]}, expected the widths of one or two sources")
     try:
         autoencoder = MultisourceAutoencoder(**checkpoint["network"])

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints import load_checkpoint, reason_of, save_checkpoint
+from hamming import CodeError
 from utils import ROOT, InputError, Stopped, at_end, atomic_file, check_writable, lock, warn, write_json, writing
 
 
@@ -197,6 +198,14 @@ class Run:
         """Raise InputError, which tells of the last good state, where weights are not finite."""
         if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
             raise InputError(f"the weights are not finite any more in epoch {epoch}: {self._advice()}")
+
+    @contextlib.contextmanager
+    def measuring(self, epoch: int) -> Iterator[None]:
+        """Finite weights can still give latents and codes that are not: then the body's CodeError is told as such."""
+        try:
+            yield
+        except CodeError as error:
+            raise InputError(f"epoch {epoch} cannot be measured ({str(error).rstrip('.')}): {self._advice()}") from None
 
     def due(self) -> bool:
         """Whether it is time to save again: seldom enough that saving takes no more than a fiftieth of the time."""

@@ -378,7 +378,7 @@ def main() -> None:
                   "constant_bits": constant, "images_per_second": round(len(rows) / (time.time() - begun), 1)}
         line = f"epoch {epoch}/{args.max_epoch}: loss {loss:.5f} (divergence {divergence:.5f})"
         if labelled and args.eval_frequency and (epoch % args.eval_frequency == 0 or epoch == args.max_epoch):
-            with log.saving(save_within):
+            with log.saving(save_within), log.measuring(epoch):
                 record["map"] = codes_map(lambda rows, epoch=epoch: outputs(rows, epoch), dataset, R, args.T, device)
             line += f", mAP@{R} {record['map']:.4f}"
         print(f"{line}, {record['images_per_second']:.0f} images/s")

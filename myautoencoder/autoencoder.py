@@ -228,7 +228,8 @@ def main() -> None:
             final = epoch == args.epoch - 1
             due = args.eval_frequency > 0 and (epoch % args.eval_frequency == 0 or final)
             if labelled and (due or args.select == "test_map"):
-                record["latent_map"] = latent_map(model, arrays, dataset, R, bool(args.data_hash), device)
+                with log.measuring(epoch):
+                    record["latent_map"] = latent_map(model, arrays, dataset, R, bool(args.data_hash), device)
             score = {"loss": -loss, "last": epoch, "test_map": record.get("latent_map")}[args.select]
             if score > best["score"]:
                 best = {"score": float(score), "epoch": epoch,

@@ -5,6 +5,7 @@ flags and checkpoints that contradict each other are in test_scripts.py.
 """
 
 import json
+import os
 import shutil
 import zipfile
 
@@ -17,7 +18,7 @@ from checkpoints import save_checkpoint
 from data_loader import DataConfig, load_dataset
 from helpers import SMALL, call, make_pairs, stage1_flags, stage2_flags
 from image_store import ImageStore
-from utils import InputError, run
+from utils import InputError, lock, run
 
 
 def refused(capsys, *command):
@@ -148,6 +149,50 @@ def test_images_of_a_sensor_that_are_nearly_black_in_8_bits_are_warned_of(tmp_pa
     assert warning.startswith("warning: no pixel of coarse is brighter than 8 of 255") and "stretch" in warning
     ImageStore.open(dataset.source2, "fine", 32, None, 2)
     assert capsys.readouterr().err == ""
+
+
+def test_a_table_goes_on_without_bad_scenes_too(some_bad, tmp_path, capsys):
+    folder, _ = some_bad
+    flags = ["--data_name", "pairs", "--source1", folder / "coarse", "--source2", folder / "fine", "--backbone",
+             "resnet18", "--weights", "none", "--methods", "float", "lsh", "--hash_bit", 8, "--seeds", 1, "--cache_dir",
+             folder / "cache", "--output_dir", folder / "table"]
+    assert "images cannot be read" in refused(capsys, "compare.py", *flags)
+    code, _, error = call(capsys, "compare.py", *flags, "--skip_bad")
+    assert code == 0 and "3 of 42 scenes are left out" in error, error
+    table = json.loads((folder / "table" / "pairs" / "compare.json").read_text())
+    assert {cell["method"] for cell in table["cells"]} == {"float", "lsh"}
+
+
+def test_two_tables_are_not_made_in_one_folder(trained, tmp_path, capsys):
+    flags = ["--data_name", "pairs", "--source1", trained[0] / "coarse", "--methods", "float", "--seeds", 1,
+             "--weights", "none", "--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "table"]
+    (tmp_path / "table" / "pairs").mkdir(parents=True)
+    with lock(tmp_path / "table" / "pairs" / ".lock", "taken"):
+        assert "another table is made in" in refused(capsys, "compare.py", *flags)
+
+
+def test_names_that_are_no_text_are_used_as_they_are(tmp_path, capsys):
+    make_pairs(tmp_path)
+    for view, end in (("coarse", b".bmp"), ("fine", b".png")):
+        folder = os.fsencode(tmp_path / view / "sea")
+        os.rename(folder + b"/03" + end, folder + b"/\xe9" + end)
+    code, _, error = call(capsys, "myautoencoder/autoencoder.py", *stage1_flags(tmp_path), "--output_dir",
+                          tmp_path / "ae")
+    assert code == 0, error
+    code, _, error = call(capsys, "train.py", *stage2_flags(tmp_path / "ae" / "autoencoder.pth"), "--max_epoch", 0,
+                          "--output_dir", tmp_path / "mr")
+    assert code == 0, error
+    code, _, error = call(capsys, "test.py", "--pretrain_path", tmp_path / "mr" / "mrhash.pth", "--save_codes",
+                          tmp_path / "codes.npz", *SMALL)
+    assert code == 0, error
+
+
+def test_a_demo_that_cannot_be_drawn_says_where(tmp_path, monkeypatch):
+    import demo_data
+    monkeypatch.setattr(demo_data.Image.Image, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(InputError, match=r"demo-v2-seed13 could not be written: no space left \(free some space\)"):
+        demo_data.make_demo(tmp_path, 13)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ------------------------------------------------------------------------ names, classes, labels

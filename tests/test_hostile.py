@@ -6,8 +6,11 @@ Feature pickles have a file of their own, test_feature_files.py.
 import ast
 import copy
 import io
+import json
+import os
 import pickle
 import shutil
+import signal
 import zipfile
 from contextlib import contextmanager
 
@@ -20,7 +23,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import checkpoints
 import image_sources
+import image_store
 from checkpoints import load_checkpoint, save_checkpoint
 from data_loader import DataConfig, load_dataset
 from helpers import ROOT, SMALL, call, stage2_flags
@@ -201,6 +206,39 @@ def dsrsid(path, count=24, side=8):
     return path
 
 
+def test_links_of_a_mat_are_not_followed_to_see_where_they_lead(tmp_path):
+    """A pipe at the other end: who opens it waits for ever."""
+    mat = dsrsid(tmp_path / "DSRSID.mat")
+    os.mkfifo(tmp_path / "pipe")
+
+    def late(*_):
+        raise TimeoutError("the link was followed")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(20)
+    try:
+        for key in ("MUL_IMAGES", "LAND_COVER_TYPES"):
+            shutil.copy(mat, tmp_path / "whole.mat")
+            with h5py.File(mat, "a") as file:
+                del file[key]
+                file[key] = h5py.ExternalLink(str(tmp_path / "pipe"), key)
+            with one_sentence(key, "another file"):
+                read_all("DSRSID", data_dir=tmp_path)
+            shutil.move(tmp_path / "whole.mat", mat)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_checkpoint_does_not_say_where_something_is_written(trained, tmp_path, capsys):
+    content = torch.load(trained[0] / "ae" / "autoencoder.pth", weights_only=True)
+    content["data"] |= {"data_name": "demo", "data_dir": str(tmp_path / "chosen"), "source1": None, "source2": "fine"}
+    save_checkpoint(tmp_path / "evil.pth", content)
+    code, _, error = call(capsys, "train.py", *stage2_flags(tmp_path / "evil.pth"), "--output_dir", tmp_path / "out")
+    assert code == 2 and "say with --data_dir where they are" in error
+    assert not (tmp_path / "chosen").exists()
+
+
 # ------------------------------------------------------------------------ nothing escapes, nothing bursts
 
 
@@ -288,6 +326,90 @@ def test_a_geotiff_and_an_hdf5_that_claim_too_much_are_named(tmp_path):
         file.create_dataset("LAND_COVER_TYPES", (1, 1 << 40), np.uint8, chunks=(1, 1 << 20))
     with one_sentence("LAND_COVER_TYPES", "1,099,511,627,776"):
         read_all("DSRSID", data_dir=tmp_path, source2="none")
+
+
+@pytest.mark.parametrize("types", [
+    np.array([["x"] * 24], dtype="S1"), np.array([["x"] * 24], dtype=object), np.full((1, 24), np.nan),
+    np.full((1, 24), 1.5), np.full((1, 24), 1 + 1j), h5py.Empty("f8"), np.zeros((1, 24), [("a", "i4")]),
+    np.zeros((1, 24)), np.full((1, 24), 9)], ids=lambda types: str(types.dtype))
+def test_land_covers_that_are_no_numbers_from_1_to_8_are_one_sentence(tmp_path, types):
+    mat = dsrsid(tmp_path / "DSRSID.mat")
+    with h5py.File(mat, "a") as file:
+        del file["LAND_COVER_TYPES"]
+        if types.dtype.kind == "O":
+            file.create_dataset("LAND_COVER_TYPES", data=types, dtype=h5py.string_dtype())
+        else:
+            file["LAND_COVER_TYPES"] = types
+    with one_sentence("DSRSID.mat", "LAND_COVER_TYPES"):
+        read_all("DSRSID", data_dir=tmp_path)
+
+
+def test_chunks_that_unpack_to_gigabytes_are_refused(tmp_path):
+    mat = dsrsid(tmp_path / "DSRSID.mat")
+    with h5py.File(mat, "a") as file:
+        del file["MUL_IMAGES"]
+        file.create_dataset("MUL_IMAGES", (24, 4, 8, 8), np.uint8, chunks=(900_000, 4, 32, 32), maxshape=(None,) * 4,
+                            compression="gzip")
+    with one_sentence("MUL_IMAGES", "3,686,400,000 bytes"):
+        read_all("DSRSID", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["codes", "features"])
+def test_arrays_that_unpack_a_thousandfold_are_refused(tmp_path, trained, capsys, name, monkeypatch):
+    from feature_files import read_features
+    path = tmp_path / f"{name}.npz"
+    content = dict(np.load(trained[0] / "codes.npz")) if name == "codes" else {"data": np.ones((9, 2)), "labels": 0}
+    victim = "database_labels" if name == "codes" else "data"
+    content[victim] = np.zeros(3 << 20, np.uint8)
+    np.savez_compressed(path, **content)
+    monkeypatch.setattr(checkpoints, "LARGE", 1 << 20)  # a small machine
+    if name == "codes":
+        code, _, error = call(capsys, "test.py", "--codes", path)
+        assert code == 2 and "database_labels.npy unpacks from" in error and len(error.splitlines()) == 1
+    else:
+        with one_sentence("features.npz", "data.npy unpacks from"):
+            read_features(path)
+
+
+def test_pipes_among_the_files_of_codes_are_not_waited_for(tmp_path, capsys):
+    os.mkfifo(tmp_path / "database_codes.npy")
+    code, _, error = call(capsys, "test.py", "--codes", tmp_path)
+    assert code == 2 and "has no database_codes" in error
+
+
+@pytest.mark.parametrize(("shapes", "fits"), [([(16, 512), (512, 16)], False), ([(16, 512)] * 24, True),
+                                              ([(16, 48), (48, 16)], True)])
+def test_images_of_very_different_shapes_do_not_blow_up_the_store(tmp_path, monkeypatch, shapes, fits):
+    monkeypatch.setattr(image_store, "ROOM", 1 << 20)  # a small machine
+    pictures(tmp_path / "one")
+    for number, (height, width) in enumerate(shapes):
+        path = tmp_path / "one" / ("sea", "field")[number % 2] / f"{number // 2:02d}.png"
+        Image.new("RGB", (width, height)).save(path)
+    with one_sentence(*(() if fits else ("differ so much in shape", "cut such images into scenes"))):
+        read_all(source1=tmp_path / "one")
+
+
+@pytest.mark.parametrize(("part", "name", "value"), [
+    ("network", "feature_dims", [10**6, 10**6]), ("network", "latent_dim", 10**7), ("features", "image_size", 30_000),
+    ("features", "amp", 1), ("features", "neighbours", -3), ("features", "neighbours", 1.5),
+    ("features", "feature_norm", "x"), ("features", "feature_weights", None), ("data", "skip", 5),
+    ("data", "split_seed", -1), ("data", "data_name", "nothing")])
+def test_a_checkpoint_that_asks_for_what_cannot_be_is_one_sentence(trained, tmp_path, capsys, part, name, value):
+    content = torch.load(trained[0] / "ae" / "autoencoder.pth", weights_only=True)
+    content[part][name] = value
+    save_checkpoint(tmp_path / "odd.pth", content)
+    code, _, error = call(capsys, "train.py", *stage2_flags(tmp_path / "odd.pth"), "--output_dir", tmp_path / "out")
+    assert code == 2 and len(error.splitlines()) == 1, error
+
+
+@pytest.mark.parametrize(("name", "value"), [("image_size", 30_000), ("hash_bit", 10**6), ("threshold", float("nan")),
+                                             ("threshold", 10**400), ("head_width", -1), ("model_type", "x")])
+def test_a_trained_model_that_asks_for_what_cannot_be_is_one_sentence(trained, tmp_path, capsys, name, value):
+    content = torch.load(trained[0] / "mr" / "mrhash.pth", weights_only=True)
+    content["network"][name] = value
+    save_checkpoint(tmp_path / "odd.pth", content)
+    code, _, error = call(capsys, "test.py", "--pretrain_path", tmp_path / "odd.pth", *SMALL)
+    assert code == 2 and len(error.splitlines()) == 1, error
 
 
 def test_a_checkpoint_that_is_a_bomb_is_refused(tmp_path):
@@ -483,3 +605,11 @@ def test_a_damaged_log_and_config_do_not_keep_a_run_from_going_on(tmp_path_facto
     whole = b'{"epoch": 0, "loss": 1.0, "seconds": 2}\n{"epoch": 1, "loss": 0.5, "seconds": 4}\n'
     (folder / "log.jsonl").write_bytes(damage(data, whole))
     assert all(type(record["epoch"]) is int for record in read_log(folder / "log.jsonl"))
+
+
+def test_lines_of_a_log_that_are_no_records_are_left_out(tmp_path):
+    good = {"epoch": 3, "seconds": 1.5}
+    lines = ["[" * 200_000, '{"epoch": 1, "seconds": "abc"}', '{"epoch": 1, "seconds": null}', '{"epoch": 1}', "[]",
+             '{"epoch": true, "seconds": 1}', json.dumps(good), '{"epoch": 4, "sec']
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    assert read_log(tmp_path / "log.jsonl") == [good]

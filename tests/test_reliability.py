@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import runs
-from helpers import ROOT, call, stage1_flags, stage2_flags
+from helpers import ROOT, call, make_pairs, stage1_flags, stage2_flags
 from utils import InputError, at_end, atomic_file
 
 OFTEN = ("import runs, growing_array; runs.Run.due = lambda self: True; "
@@ -253,18 +254,85 @@ def test_more_epochs_and_other_places_are_no_other_settings(half_done, tmp_path,
                             "--pretrained_dp_path", tmp_path / "moved" / "autoencoder.pth")
     assert code == 0 and "resuming" in out, error
     assert [record["epoch"] for record in without_times(tmp_path / "run" / "log.jsonl")] == [0, 1, 2]
-    code, _, error = call(capsys, "train.py", *flags, "--resume", "--output_dir", tmp_path / "run", "--max_epoch", 0)
-    assert code == 2 and "cannot undo it" in error
+
+
+@pytest.mark.parametrize(("last", "fits"), [(2, True), (1, True), (0, False)])
+def test_fewer_epochs_than_were_begun_are_refused(half_done, tmp_path, capsys, last, fits):
+    flags = half_done(tmp_path / "run")  # within epoch 1
+    before = everything(tmp_path / "run")
+    code, _, error = call(capsys, "train.py", *flags, "--resume", "--output_dir", tmp_path / "run", "--max_epoch", last)
+    if fits:
+        assert code == 0, error
+    else:
+        assert code == 2 and "has come to epoch 1 already: --max_epoch 0 cannot undo it" in error
+        assert everything(tmp_path / "run") == before
+
+
+def test_fewer_epochs_than_the_autoencoder_has_are_refused(trained, tmp_path, capsys):
+    shutil.copytree(trained[0] / "ae", tmp_path / "ae")
+    before = everything(tmp_path / "ae")
+    code, _, error = call(capsys, "myautoencoder/autoencoder.py", *stage1_flags(trained[0]), "--epoch", 3, "--resume",
+                          "--output_dir", tmp_path / "ae")
+    assert code == 2 and "has come to epoch 5 already: --epoch 3 cannot undo it" in error
+    assert everything(tmp_path / "ae") == before
+
+
+def test_more_epochs_are_no_longer_harmless_where_the_last_one_was_chosen_by_its_map(trained, tmp_path, capsys):
+    flags = [*stage2_flags(trained[0] / "ae" / "autoencoder.pth"), "--select", "test_map", "--eval_frequency", 2,
+             "--output_dir", tmp_path / "run"]
+    assert call(capsys, "train.py", *flags, "--max_epoch", 1)[0] == 0
+    code, _, error = call(capsys, "train.py", *flags, "--max_epoch", 2, "--resume")
+    assert code == 2 and "was to end with epoch 1, whose mAP counts for --select test_map" in error
+    assert call(capsys, "train.py", *flags, "--max_epoch", 2, "--overwrite")[0] == 0
+    code, _, error = call(capsys, "train.py", *flags, "--max_epoch", 3, "--resume")  # epoch 2 is evaluated anyway
+    assert code == 0, error
 
 
 def test_a_resumed_run_insists_on_the_very_autoencoder_it_began_with(half_done, tmp_path, capsys, trained):
     flags = half_done(tmp_path / "run")
-    other = torch.load(trained[0] / "ae" / "autoencoder.pth", weights_only=True)
-    other["fingerprint"] = other["fingerprint"][::-1]
-    torch.save(other, tmp_path / "other.pth")
-    code, _, error = call(capsys, "train.py", *flags, "--resume", "--output_dir", tmp_path / "run",
-                          "--pretrained_dp_path", tmp_path / "other.pth")
-    assert code == 2 and "not those of the checkpoint" in error
+    for change in ("weights", "features"):
+        other = torch.load(trained[0] / "ae" / "autoencoder.pth", weights_only=True)
+        if change == "weights":
+            other["model"]["fuse.bias"][0] += 1e-6
+        else:
+            other["features"]["feature_norm"] = "unit"
+        torch.save(other, tmp_path / "other.pth")
+        code, _, error = call(capsys, "train.py", *flags, "--resume", "--output_dir", tmp_path / "run",
+                              "--pretrained_dp_path", tmp_path / "other.pth")
+        assert code == 2 and "cannot resume" in error and "pretrained was" in error, error
+
+
+@pytest.fixture
+def own_pairs(tmp_path, capsys):
+    """Images of this test alone, and an autoencoder of them that is not through."""
+    make_pairs(tmp_path)
+    code, _, error = call(capsys, "myautoencoder/autoencoder.py", *stage1_flags(tmp_path), "--epoch", 2, "--output_dir",
+                          tmp_path / "ae")
+    assert code == 0, error
+    return tmp_path
+
+
+@pytest.mark.parametrize(("view", "source"), [("coarse", 1), ("fine", 2)])
+def test_a_run_does_not_go_on_with_an_image_exchanged(own_pairs, capsys, view, source):
+    path = next((own_pairs / view / "sea").iterdir())
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    code, _, error = call(capsys, "myautoencoder/autoencoder.py", *stage1_flags(own_pairs), "--resume", "--output_dir",
+                          own_pairs / "ae")
+    assert code == 2 and f"the images of source {source}, or their features, are not those" in error
+
+
+def test_a_run_goes_on_with_its_images_at_another_place(own_pairs, capsys):
+    (own_pairs / "elsewhere").mkdir()
+    for view in ("coarse", "fine"):
+        shutil.copytree(own_pairs / view, own_pairs / "elsewhere" / view)  # other dates, too
+        shutil.rmtree(own_pairs / view)
+    code, out, error = call(capsys, "myautoencoder/autoencoder.py", *stage1_flags(own_pairs / "elsewhere"), "--resume",
+                            "--output_dir", own_pairs / "ae")
+    assert code == 0 and "resuming" in out, error
+    code, out, error = call(capsys, "train.py", *stage2_flags(own_pairs / "ae" / "autoencoder.pth"), "--max_epoch", 0,
+                            "--source1", own_pairs / "elsewhere" / "coarse", "--source2",
+                            own_pairs / "elsewhere" / "fine", "--output_dir", own_pairs / "mr")
+    assert code == 0, error
 
 
 @pytest.mark.parametrize("left", ["last.pth", "mrhash.pth"])
@@ -294,7 +362,7 @@ def test_a_last_pth_of_the_other_script_is_refused(half_done, tmp_path, capsys, 
 
 @pytest.mark.parametrize(("name", "value"), [
     ("within", {"step": 99}), ("within", {}), ("target", torch.zeros(1, 1)), ("target", None), ("optimizer", {}),
-    ("model", {"centres": torch.zeros(4, 64)}), ("model", {})])
+    ("model", {"centres": torch.zeros(4, 64)}), ("model", {}), ("best", {"score": 0.0, "epoch": 0, "model": {"a": 1}})])
 def test_a_last_pth_that_does_not_fit_is_one_sentence(half_done, tmp_path, capsys, name, value):
     flags = half_done(tmp_path / "run")
     state = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
@@ -305,6 +373,27 @@ def test_a_last_pth_that_does_not_fit_is_one_sentence(half_done, tmp_path, capsy
     assert code == 2 and "last.pth does not fit its own settings" in error and len(error.splitlines()) == 1, error
     if name != "within":  # it is looked at last
         assert everything(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("more", [[], ["--resume"], ["--overwrite"]])
+def test_a_folder_of_the_other_script_is_left_alone(trained, tmp_path, capsys, more):
+    for result, name, flags in (
+            ("ae", "train.py", stage2_flags(trained[0] / "ae" / "autoencoder.pth")),
+            ("mr", "myautoencoder/autoencoder.py", stage1_flags(trained[0]))):
+        shutil.copytree(trained[0] / result, tmp_path / result)
+        (tmp_path / result / "last.pth").unlink()
+        before = everything(tmp_path / result)
+        code, _, error = call(capsys, name, *flags, *more, "--output_dir", tmp_path / result)
+        assert code == 2 and "the result of another script: choose another --output_dir" in error
+        assert everything(tmp_path / result) == before
+
+
+def test_a_last_pth_of_an_impossible_epoch_is_one_sentence(half_done, tmp_path, capsys):
+    flags = half_done(tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
+    torch.save({**state, "epoch": -999}, tmp_path / "run" / "last.pth")
+    code, _, error = call(capsys, "train.py", *flags, "--resume", "--output_dir", tmp_path / "run")
+    assert code == 2 and "says that epoch -999 is done, and the first one is 0: it is damaged" in error
 
 
 # ------------------------------------------------------------------------ two processes
@@ -523,6 +612,19 @@ def test_weights_that_are_not_finite_are_never_saved_over_good_ones(tmp_path):
         assert (tmp_path / "last.pth").read_bytes() == good
     finally:
         at_end.close()
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_an_epoch_that_cannot_be_measured_is_told_with_its_number_and_advice(trained, tmp_path, capsys, stage):
+    """One step an epoch: its loss is finite, and what the weights that it leaves give is not."""
+    command = {1: ["myautoencoder/autoencoder.py", *stage1_flags(trained[0]), "--lr", 1e9, "--lambda1", 1e9,
+                   "--eval_frequency", 1, "--batch_size", 100],
+               2: ["train.py", *stage2_flags(trained[0] / "ae" / "autoencoder.pth"), "--lr", 1e9, "--multi_lr", 1e9,
+                   "--eval_frequency", 1, "--batch_size", 100]}[stage]
+    code, _, error = call(capsys, *command, "--output_dir", tmp_path / "run")
+    last = error.strip().splitlines()[-1]
+    assert code == 2 and last.startswith("error: epoch 0 cannot be measured (") and "finite" in last, error
+    assert "begin again with a lower --lr; nothing was saved before" in last
 
 
 def test_empty_clusters_and_constant_bits_are_warned_of_once(trained, tmp_path, capsys):
