@@ -18,6 +18,7 @@ from PIL import Image
 
 import runs
 from helpers import ROOT, call, make_pairs, stage1_flags, stage2_flags
+from network import Backbone
 from utils import InputError, at_end, atomic_file
 
 OFTEN = ("import runs, growing_array; runs.Run.due = lambda self: True; "
@@ -300,6 +301,18 @@ def test_a_resumed_run_insists_on_the_very_autoencoder_it_began_with(half_done, 
         code, _, error = call(capsys, "train.py", *flags, "--resume", "--output_dir", tmp_path / "run",
                               "--pretrained_dp_path", tmp_path / "other.pth")
         assert code == 2 and "cannot resume" in error and "pretrained was" in error, error
+
+
+def test_a_resumed_run_insists_on_the_weights_of_its_backbone(trained, tmp_path, capsys):
+    weights = Backbone("resnet18", "none", 32).model.state_dict()
+    torch.save(weights, tmp_path / "weights.pth")
+    flags = [*stage2_flags(trained[0] / "ae" / "autoencoder.pth"), "--weights", tmp_path / "weights.pth",
+             "--output_dir", tmp_path / "run"]
+    assert call(capsys, "train.py", *flags, "--max_epoch", 0)[0] == 0
+    weights["conv1.weight"][0, 0, 0, 0] += 1
+    torch.save(weights, tmp_path / "weights.pth")
+    code, _, error = call(capsys, "train.py", *flags, "--max_epoch", 1, "--resume")
+    assert code == 2 and "cannot resume" in error and "weights.pth are not those that it began with" in error
 
 
 @pytest.fixture
