@@ -366,6 +366,16 @@ def test_a_folder_with_a_run_is_neither_written_over_nor_taken_for_another_one(h
     assert everything(tmp_path / "run") == before
 
 
+def test_a_setting_that_only_one_of_two_versions_knows_is_a_difference(half_done, tmp_path, capsys):
+    flags = half_done(tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
+    state["settings"] |= {"old_flag": 3}
+    del state["settings"]["kl"]
+    torch.save(state, tmp_path / "run" / "last.pth")
+    code, _, error = call(capsys, "train.py", *flags, "--resume", "--output_dir", tmp_path / "run")
+    assert code == 2 and "kl is not known to the code that began it; old_flag is not known any more" in error
+
+
 def test_a_last_pth_of_the_other_script_is_refused(half_done, tmp_path, capsys, trained):
     half_done(tmp_path / "run")
     code, _, error = call(capsys, "myautoencoder/autoencoder.py", *stage1_flags(trained[0]), "--resume", "--output_dir",
