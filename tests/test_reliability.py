@@ -376,6 +376,15 @@ def test_a_setting_that_only_one_of_two_versions_knows_is_a_difference(half_done
     assert code == 2 and "kl is not known to the code that began it; old_flag is not known any more" in error
 
 
+def test_what_a_killed_run_left_half_written_goes(half_done, tmp_path, capsys):
+    flags = half_done(tmp_path / "run")
+    (tmp_path / "run" / ".last.pth.abcdefgh.part").write_bytes(b"half of it")
+    code, _, error = call(capsys, "train.py", *flags, "--resume", "--output_dir", tmp_path / "run")
+    assert code == 0, error
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        ".lock", "config.json", "last.pth", "log.jsonl", "mrhash.pth"]
+
+
 def test_a_last_pth_of_the_other_script_is_refused(half_done, tmp_path, capsys, trained):
     half_done(tmp_path / "run")
     code, _, error = call(capsys, "myautoencoder/autoencoder.py", *stage1_flags(trained[0]), "--resume", "--output_dir",
