@@ -191,6 +191,21 @@ def test_a_second_signal_does_not_wait_and_loses_nothing_saved(trained, zygote, 
     assert_same_run(folder, whole)
 
 
+def test_a_signal_while_codes_are_measured_saves_the_epoch(trained, zygote, uninterrupted):
+    folder, whole, _ = uninterrupted("train-once")
+    command, output = command_in(folder, stages(trained[0])["train-once"]), folder.with_suffix(".txt")
+    shutil.rmtree(folder, ignore_errors=True)
+    prepare = """
+import hamming, os, signal
+hamming.evaluate = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)
+"""
+    code, text = zygote.run(output, *command, prepare=prepare)
+    assert code == 130 and text.splitlines()[-1].startswith("interrupted; the same command with --resume"), text
+    code, text = zygote.run(output, *command)
+    assert code == 0 and "in epoch 0, after batch 5" in text, text  # of 5: nothing is lost
+    assert_same_run(folder, whole)
+
+
 def test_a_signal_while_features_are_extracted_keeps_those_that_are_there(trained, zygote, uninterrupted):
     folder, whole, _ = uninterrupted("autoencoder")
     command, output = command_in(folder, stages(trained[0])["autoencoder"]), folder.with_suffix(".txt")
