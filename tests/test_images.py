@@ -400,6 +400,24 @@ def test_interrupted_decoding_leaves_no_store(tmp_path, monkeypatch):
     assert [path for path in left(tmp_path) if not path.name.endswith(".part")] == []
 
 
+def test_an_unreadable_image_before_a_kill_is_found_by_the_next_attempt(tmp_path, monkeypatch):
+    monkeypatch.setattr(growing_array.GrowingArray, "SAVE_EVERY", -1.0)
+    source = Arrays([picture(seed, 40, 40) for seed in range(9)], broken={3})
+    read = source.read
+
+    def killed(index):
+        if index == 6:
+            raise KeyboardInterrupt
+        return read(index)
+
+    source.read = killed
+    with pytest.raises(KeyboardInterrupt):
+        open_store(source, tmp_path)
+    source.read = read
+    with pytest.raises(InputError, match="1 of 9 images cannot be read: scene 3"):
+        open_store(source, tmp_path)
+
+
 @pytest.mark.parametrize("place", ["memory", "disk"])
 def test_streaming_gives_the_batches_of_a_resident_store(tmp_path, place):
     source = Arrays([picture(seed, 20 + seed, 30) for seed in range(11)])

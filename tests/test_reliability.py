@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import growing_array
 import runs
 from helpers import ROOT, call, make_pairs, stage1_flags, stage2_flags
 from network import Backbone
@@ -484,13 +485,16 @@ def test_two_processes_that_need_the_same_cache_make_it_once(trained, zygote, un
     slowly = """
 import growing_array, time
 append = growing_array.GrowingArray.append
-growing_array.GrowingArray.append = lambda self, *rows, **options: (time.sleep(0.01), append(self, *rows, **options))
+growing_array.GrowingArray.append = lambda self, *rows, **options: (
+    time.sleep(0.01), print("added"), append(self, *rows, **options))
 """
     outputs = [folder.with_suffix(f".{number}.txt") for number in range(3)]
     pids = [zygote.start(output, *command, "--output_dir", folder / ("run" if number == 0 else f"run{number}"),
                          prepare=slowly) for number, output in enumerate(outputs)]
     assert [zygote.wait(pid) for pid in pids] == [0, 0, 0], [output.read_text() for output in outputs]
     assert any("another process makes" in output.read_text() for output in outputs)
+    # Two views of 42 images, and their features in six batches each.
+    assert sum(output.read_text().count("added") for output in outputs) == 2 * (42 + 6)
     for number in (1, 2):
         assert (folder / f"run{number}" / "autoencoder.pth").read_bytes() == (
             folder / "run" / "autoencoder.pth").read_bytes()
@@ -530,6 +534,67 @@ def test_what_goes_wrong_while_a_file_is_written_leaves_the_old_one(tmp_path, mo
     assert str(caught.value) == (f"{tmp_path / 'file'} could not be written: no space left on device (free some "
                                  "space); what was saved before is whole")
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    run = runs.Run(tmp_path, "r.pth", {}, False, False, set())
+    try:
+        run.log_path.mkdir()
+        with pytest.raises(InputError, match=r"log\.jsonl could not be written: is a directory"):
+            run.log({"epoch": 0})
+    finally:
+        at_end.close()
+
+
+def grown(path, rows):
+    """An array of six rows at `path`, begun or gone on with, of which so many are added, each counted as safe."""
+    array = growing_array.GrowingArray(path, (6, 2), np.int32)
+    begun = array.done
+    for row in range(begun, min(6, begun + rows)):
+        array.append(np.full((1, 2), row))
+    if array.done == 6:
+        array.finish()
+    array.close()
+    return begun
+
+
+def test_an_array_goes_on_with_rows_that_are_there_and_with_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(growing_array.GrowingArray, "SAVE_EVERY", -1.0)
+    path = tmp_path / "a.npy"
+    part, note = tmp_path / ".a.npy.part", tmp_path / ".a.npy.rows.part"
+    for spoil in ("nothing", "rows that were not counted", "cut short", "another header", "odd count",
+                  "count too large"):
+        assert grown(path, 4) == 0
+        whole = part.read_bytes()
+        if spoil == "rows that were not counted":
+            part.write_bytes(whole + b"\xff" * 12)
+        elif spoil == "cut short":
+            part.write_bytes(whole[:-1])
+        elif spoil == "another header":
+            part.write_bytes(whole[:20] + b"?" + whole[21:])
+        elif spoil == "odd count":
+            note.write_text('{"rows": "4"}')
+        elif spoil == "count too large":
+            note.write_text('{"rows": 7}')
+        assert grown(path, 6) == (4 if spoil in ("nothing", "rows that were not counted") else 0), spoil
+        assert np.array_equal(np.load(path), np.arange(6).repeat(2).reshape(6, 2)), spoil
+        assert [file.name for file in tmp_path.iterdir()] == ["a.npy"]
+        path.unlink()
+
+
+def test_what_a_killed_process_left_in_the_cache_goes(tmp_path):
+    path = tmp_path / "a.npy"
+    litter = [tmp_path / name for name in ("..a.npy.rows.part.abcdefgh.part", ".a.sizes.npy.abcdefgh.part")]
+    others = tmp_path / ".b.npy.part"
+    grown(path, 3)
+    for file in (*litter, others):
+        file.touch()
+    with growing_array.maker(path) as wanted:
+        assert wanted and not any(file.exists() for file in litter)
+        assert (tmp_path / ".a.npy.part").exists() and others.exists()
+    path.touch()
+    with growing_array.maker(path) as wanted:
+        assert not wanted and not (tmp_path / ".a.npy.part").exists() and others.exists()
 
 
 @contextlib.contextmanager
