@@ -4,6 +4,7 @@ What a reader of one format refuses is in its own test file: test_data.py, test_
 flags and checkpoints that contradict each other are in test_scripts.py.
 """
 
+import io
 import json
 import os
 import shutil
@@ -323,7 +324,9 @@ def test_cached_files_that_are_damaged_are_named(trained, tmp_path, capsys):
             if kind == "images":  # needed again where the features are not there
                 for other in (tmp_path / "cache" / "features").glob("*.npy"):
                     other.unlink()
-            for raw in (whole[:-1], b"", whole[:20]):
+            fewer = io.BytesIO()
+            np.save(fewer, np.load(io.BytesIO(whole))[:-1])
+            for raw in (whole[:-1], b"", whole[:20], fewer.getvalue()):
                 path.write_bytes(raw)
                 line = refused(capsys, "myautoencoder/autoencoder.py", *flags, "--overwrite", "--output_dir",
                                tmp_path / "ae")
