@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils import InputError, atomic_file, sha256_of
+from utils import LARGEST_SIDE, InputError, atomic_file, sha256_of
 
 
 def _one_object_a_string(content: Any) -> Any:
@@ -121,8 +121,8 @@ KINDS = {
         "began_with": {str: (str, Tensor)}, "optimizer": dict,
         "best": {"score": float, "epoch": (int, type(None)), "model": (dict, type(None))}}),
 }
-# Ranges of whole numbers, wherever they stand. An image of the largest size takes a backbone seconds, not hours.
-LIMITS = {"hash_bit": (1, 1024), "image_size": (1, 2048), "latent_dim": (1, 65_536), "head_width": (0, 65_536),
+# Ranges of whole numbers, wherever they stand.
+LIMITS = {"hash_bit": (1, 1024), "image_size": (1, LARGEST_SIDE), "latent_dim": (1, 65_536), "head_width": (0, 65_536),
           "neighbours": (0, 65_536), "split_seed": (0, 2**63)}
 
 

@@ -103,11 +103,14 @@ def finite_float(text: str) -> float:
     return value
 
 
+LARGEST_SIDE = 2048  # pixels of an image: it takes a backbone seconds, not hours
+
+
 def image_side(text: str) -> int:
-    """argparse type: the side of an image in pixels, 1 to 2,048."""
+    """argparse type: the side of an image in pixels, 1 to LARGEST_SIDE."""
     value = int(text)
-    if not 1 <= value <= 2048:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to 2048")
+    if not 1 <= value <= LARGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to {LARGEST_SIDE}")
     return value
 
 

@@ -34,7 +34,9 @@ from network import MultisourceAutoencoder, rebuild_autoencoder, rebuild_hash_ne
 from runs import Run, read_log
 from utils import CodeError, InputError, at_end
 
-FUZZ = settings(max_examples=60, deadline=None, derandomize=True)
+# MRHASH_FUZZ=1000 tries so many of each kind, others every time.
+FUZZ = settings(max_examples=int(os.environ.get("MRHASH_FUZZ", 60)), deadline=None,
+                derandomize="MRHASH_FUZZ" not in os.environ)
 
 
 @contextmanager
