@@ -1,11 +1,13 @@
 """Speed and memory, measured: each sub-command compares things side by side in one run, methods in turn.
 
-    python bench.py ranking                                     the table of docs/ranking.md, some minutes
-    python bench.py ranking --sizes 75000x5000x64 --repeat 5    one size
-    python bench.py ranking --device cuda                       the same with a GPU beside
+    python bench.py features --data_name EuroSAT --device cuda     frozen features: a plain loop, ours
+    python bench.py autoencoder                                    its epochs: as published, ours
+    python bench.py ranking                                        the table of docs/ranking.md, some minutes
+    python bench.py ranking --sizes 75000x5000x64 --repeat 5       one size
 
 Each prints a table of medians (least - most) and writes every single measurement to runs/bench/<sub-command>.json.
-What is measured and how: benchmarks/, a module for each.
+What is measured and how: benchmarks/, a module for each; the field's usual style that ours is compared with is in
+benchmarks/plain.py and, for ranking, benchmarks/ranking.py.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ from utils import ArgumentParser, InputError, check_writable, resolve_path, run
 def make_parser() -> argparse.ArgumentParser:
     """The command line. Beside its flags, a benchmark gives `measure`, which takes them and yields lines of text."""
     # Here: a measurement in a process of its own imports this file, and its memory is to hold what it needs itself.
-    from benchmarks import ranking
+    from benchmarks import autoencoder, features, ranking
 
     parser = ArgumentParser(prog="bench.py", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, module in (("ranking", ranking),):
+    for name, module in (("features", features), ("autoencoder", autoencoder), ("ranking", ranking)):
         command = commands.add_parser(name, help=module.__doc__.splitlines()[0])
         module.add_flags(command)
         command.set_defaults(measure=module.measure)

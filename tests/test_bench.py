@@ -1,19 +1,38 @@
-"""bench.py: a benchmark on tiny sizes gives a whole table, what it compares is the same, and bad flags are told."""
+"""bench.py: every benchmark on tiny sizes gives a whole table, what it compares is the same, and bad flags are told."""
 
 import json
 import os
 import pickle
 import re
 import statistics
+import zipfile
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 
-from benchmarks import common, ranking
-from helpers import call
+from benchmarks import autoencoder, common, features, plain, ranking
+from helpers import call, make_pairs
+from image_sources import ImageFiles, open_container
 from image_store import UnreadableImages
+from myautoencoder.autoencoder import reconstruction_loss
 from utils import InputError
+
+SMALL = ["--device", "cpu", "--workers", 2, "--batch_size", 8, "--image_size", 32]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of pairs, and the same fine images as EuroSAT.zip: the flags that choose them."""
+    folder = tmp_path_factory.mktemp("bench")
+    make_pairs(folder, per_class=8)
+    with zipfile.ZipFile(folder / "EuroSAT.zip", "w") as archive:
+        for path in sorted((folder / "fine").rglob("*.png")):
+            archive.write(path, f"EuroSAT/{path.relative_to(folder / 'fine')}")
+    return {"pairs": ["--data_name", "pairs", "--source1", folder / "coarse", "--source2", folder / "fine"],
+            "zip": ["--data_name", "EuroSAT", "--data_dir", folder], "folder": folder}
 
 
 @pytest.fixture
@@ -79,6 +98,108 @@ def test_the_ranking_compares_methods_that_do_the_same(here, tmp_path, capsys):
             ranking._check(name, value, bounds)
 
 
+# ---------------------------------------------------------------- features
+
+
+def test_features_compare_a_plain_loop_with_ours_on_a_zip(images, tmp_path, capsys, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda network: compiled.append(network))  # which takes a minute
+    table, content = bench(capsys, tmp_path, "features", *images["zip"], *SMALL, "--feature_backbone", "resnet18",
+                           "--repeat", 2, "--amp", "--compile")
+    runs = content["runs"]
+    assert list(runs) == [features.PLAIN, features.ALONE, features.FILES, features.DECODED, "ours, bfloat16",
+                          "ours, torch.compile", "ours, bfloat16, torch.compile"]
+    assert len(compiled) == 1
+    check_medians(table, runs, "images/s: median (least - most)", "images_per_second")
+    for name, of in runs.items():
+        assert len(of) == 2 and all(run["images_per_second"] == pytest.approx(24 / run["seconds"]) for run in of)
+        assert ("cosine" in of[0]) == name.startswith("ours") and ("compile_seconds" in of[0]) == ("compile" in name)
+    assert min(run["cosine"] for run in runs[features.FILES] + runs[features.DECODED]) > 0.97
+    assert runs["ours, bfloat16"][0]["cosine"] != runs[features.DECODED][0]["cosine"]
+    for line in table:
+        for heading, base in (("divided by the plain loop", features.PLAIN),
+                              ("divided by its network alone", features.ALONE)):
+            ratio = common.median(runs[line["method"]], "images_per_second") / common.median(
+                runs[base], "images_per_second")
+            assert line[heading] == f"{ratio:.2f}"
+
+
+def test_features_of_other_images_or_other_views_are_found_out(images, tmp_path, capsys, monkeypatch):
+    whole = plain.plain_outputs
+    flags = [*images["pairs"], *SMALL, "--feature_backbone", "resnet18", "--repeat", 1, "--output",
+             tmp_path / "features.json"]
+    for wrong, message in (
+            (lambda network, source, rows, *others: whole(network, source, rows[::-1], *others), "grey values"),
+            (lambda network, source, rows, *others: whole(  # of the views all is well, but not of the features
+                network, source, rows[::-1] if len(rows) == 24 and not isinstance(network, nn.Sequential) else rows,
+                *others), f"'{features.FILES}' found features whose mean cosine")):
+        monkeypatch.setattr(features, "plain_outputs", wrong)
+        code, _, error = call(capsys, "bench.py", "features", *flags)
+        assert code == 2 and message in error and error.strip().splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "features.json").exists()
+    blocks = np.full((3, 12), 0.5, np.float32)
+    features.check_views(blocks, blocks + features.GREY * 0.9)
+    with pytest.raises(InputError, match=r"differ by 2\.00 grey values"):
+        features.check_views(blocks, blocks + features.GREY * 2)
+
+
+@pytest.mark.parametrize("kind", ["fine", "EuroSAT.zip"])
+def test_the_plain_loader_gives_the_images_asked_for_in_their_order(images, kind):
+    container = open_container(images["folder"] / kind)
+    source = ImageFiles(container, sorted(container.files))
+    rows = np.random.default_rng(0).permutation(24)
+    found = plain.plain_outputs(nn.Flatten(), source, rows, 28, 5, 3, torch.device("cpu"))
+    files = sorted((images["folder"] / "fine").rglob("*.png"))
+    for row, values in zip(rows, found, strict=True):
+        image = Image.open(files[row])  # 32 pixels, which is what 28 are cut from
+        pixels = np.asarray(image.crop((2, 2, 30, 30))) / 255
+        expected = (pixels - plain.IMAGENET_MEAN) / plain.IMAGENET_STD
+        np.testing.assert_allclose(values.reshape(3, 28, 28).transpose(1, 2, 0), expected, atol=1e-5)
+
+
+# ---------------------------------------------------------------- autoencoder
+
+
+SIZES = ["--images", 120, "--queries", 20, "--width", 24, "--device", "cpu"]
+
+
+def test_the_autoencoder_is_measured_with_the_monitor_that_goes_with_an_epoch(tmp_path, capsys, monkeypatch):
+    epochs, train_one_epoch = [], autoencoder.train_one_epoch
+    monkeypatch.setattr(autoencoder, "train_one_epoch", lambda *arguments: epochs.append(train_one_epoch(*arguments)))
+    table, content = bench(capsys, tmp_path, "autoencoder", *SIZES, "--epochs", 2, "--repeat", 3)
+    runs = content["runs"]
+    assert list(runs) == [autoencoder.PUBLISHED, autoencoder.OURS, autoencoder.OFTEN]
+    assert len(epochs) == 1 + 2 * 3 * 2  # one to begin with; two methods of ours, three rounds, two epochs each
+    check_medians(table, runs, "epochs/s: median (least - most)", "epochs_per_second")
+    for of, every in zip(runs.values(), (1, 20, 1), strict=True):
+        for run in of:
+            assert run["seconds"] == pytest.approx(run["epoch_seconds"] + run["monitor_seconds"] / every)
+            assert run["epochs_per_second"] == pytest.approx(1 / run["seconds"])
+            assert min(run["epoch_seconds"], run["monitor_seconds"]) > 0
+
+
+def test_both_autoencoder_loops_learn_and_their_monitors_agree():
+    arrays, dataset = autoencoder.draw_features(200, 20, 24)
+    both = [kind(arrays, dataset, torch.device("cpu")) for kind in (autoencoder.Published, autoencoder.Ours)]
+    first = [loop.monitor() for loop in both]
+    autoencoder.check(*first)
+    assert 0.2 < first[0] < 0.8  # classes that overlap: neither chance nor perfect
+    given = [torch.from_numpy(x[dataset.database]) for x in arrays]
+    for loop in both:
+        losses = []
+        for _ in range(20):
+            losses.append(reconstruction_loss(loop.model(given)[1], given, autoencoder.LAMBDA1).item())
+            loop.epoch()
+        assert losses[-1] < 0.7 * losses[0]
+
+
+def test_monitors_that_disagree_are_found_out(tmp_path, capsys, monkeypatch):
+    latent_map = autoencoder.latent_map
+    monkeypatch.setattr(autoencoder, "latent_map", lambda *arguments: latent_map(*arguments) + 0.01)
+    code, _, error = call(capsys, "bench.py", "autoencoder", *SIZES, "--output", tmp_path / "a.json")
+    assert code == 2 and "one of the two is wrong" in error and len(error.strip().splitlines()) == 1
+
+
 # ---------------------------------------------------------------- processes, flags
 
 
@@ -106,9 +227,14 @@ BAD = [
     (["ranking", "--sizes", "75000x64"], "DATABASExQUERIESxBITS"),
     (["ranking", "--folder", "{tmp}/none"], "not a folder"),
     (["ranking", "--device", "mps"], "invalid choice: 'mps'"),
-    (["ranking", "--repeat", "0"], "not a positive whole number"),
-    (["ranking", "--output", "{tmp}"], "is a folder, expected a file"),
-    (["ranking", "--output", "{tmp}/file/f.json"], "--output"),
+    (["features", "--device", "nonsense"], "--device nonsense cannot be used here"),
+    (["features", "--output", "{tmp}"], "is a folder, expected a file"),
+    (["features", "--output", "{tmp}/file/f.json"], "--output"),
+    (["features", "--repeat", "0"], "not a positive whole number"),
+    (["features", "--image_size", "0"], "--image_size"),
+    (["features", "--feature_weights", "{tmp}/file"], "is not a state-dict file"),
+    (["autoencoder", "--images", "9"], "at least 10 of each"),
+    (["autoencoder", "--data_name", "demo"], "unrecognized arguments"),
     ([], "required: command"),
 ]
 

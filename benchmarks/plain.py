@@ -1,0 +1,126 @@
+"""The field's usual style, the baseline of the other benchmarks: a torch Dataset that decodes one image at a time.
+
+Written as such scripts are written by people who know torch: worker processes, pinned memory, eval mode and no
+gradients where none are needed; float32, one torchvision transform after the other, .item() at every step, and an
+evaluation by one matrix and its argsort. `source` is always an ImageSource of which the calling process has read
+nothing: the workers fork from it, and a zip that is open already would be open to all of them at one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torchvision.transforms as T
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from benchmarks.ranking import map_by_matrix, published_style
+from image_sources import ImageSource
+from image_store import IMAGENET_MEAN, IMAGENET_STD, resize_side
+from myautoencoder.autoencoder import reconstruction_loss
+from network import HashNetwork, MultisourceAutoencoder
+
+# ---------------------------------------------------------------- images
+
+
+def test_transform(image_size: int) -> T.Compose:
+    """Resize 256, centre crop 224, normalise; in proportion for other sizes."""
+    return T.Compose([T.Resize(resize_side(image_size)), T.CenterCrop(image_size), T.ToTensor(),
+                      T.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+
+
+def train_transform(image_size: int) -> T.Compose:
+    """Resize 256, random resized crop 224, random flip, normalise; in proportion for other sizes."""
+    return T.Compose([T.Resize(resize_side(image_size)), T.RandomResizedCrop(image_size), T.RandomHorizontalFlip(),
+                      T.ToTensor(), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+
+
+class PlainImages(Dataset):
+    """Images one at a time: (3, S, S) float32 tensors, decoded and transformed whenever they are asked for."""
+
+    def __init__(self, source: ImageSource, transform: T.Compose) -> None:
+        self.source, self.transform = source, transform
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, row: int) -> Tensor:
+        # `read` is what Image.open(file).convert("RGB") does: Pillow decodes one file, or one member of a zip. (For
+        # simulated sensors and 13 bands it makes the image besides, for DSRSID it reads a row of the array.)
+        pixels = self.source.read(row)
+        return self.transform(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB"))
+
+
+def plain_loader(images: PlainImages, batches: Sequence[Sequence[int]], workers: int, device: torch.device
+                 ) -> DataLoader:
+    """A DataLoader of the given rows, batch by batch: (B, 3, S, S) float32 on the CPU."""
+    # Forked whatever Python's default is: sources need not be picklable.
+    return DataLoader(images, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda",
+                      multiprocessing_context="fork")
+
+
+def in_batches(rows: np.ndarray, batch_size: int) -> list[list[int]]:
+    """Rows (N,) in their order, `batch_size` at a time."""
+    return [rows[first:first + batch_size].tolist() for first in range(0, len(rows), batch_size)]
+
+
+@torch.no_grad()
+def plain_outputs(network: nn.Module, source: ImageSource, rows: np.ndarray, image_size: int, batch_size: int,
+                  workers: int, device: torch.device) -> np.ndarray:
+    """What a network on `device` makes of some images: features of a backbone, outputs of a hash network; (N, dim)."""
+    network.eval()
+    images = PlainImages(source, test_transform(image_size))
+    loader = plain_loader(images, in_batches(rows, batch_size), workers, device)
+    return np.concatenate([network(batch.to(device, non_blocking=True)).cpu().numpy() for batch in loader])
+
+
+def plain_map(network: HashNetwork, source: ImageSource, query: np.ndarray, database: np.ndarray, labels: np.ndarray,
+              R: int, image_size: int, batch_size: int, workers: int, device: torch.device) -> float:
+    """mAP@R of the codes of images: query and database are rows, labels one-hot (N, C) of all images."""
+    codes = [np.where(plain_outputs(network, source, rows, image_size, batch_size, workers, device) >= 0, 1, -1)
+             .astype(np.float32) for rows in (query, database)]
+    return published_style(*codes, labels[query], labels[database], R)
+
+
+# ---------------------------------------------------------------- the autoencoder
+
+
+def feature_loader(features: Sequence[Tensor], batch_size: int, shuffle: bool) -> DataLoader:
+    """A DataLoader over feature matrices, one (N, d) float32 CPU tensor a source."""
+    return DataLoader(TensorDataset(*features), batch_size=batch_size, shuffle=shuffle)
+
+
+def plain_autoencoder_epoch(model: MultisourceAutoencoder, loader: DataLoader, optimizer: torch.optim.Optimizer,
+                            lambda1: float, device: torch.device) -> float:
+    """One pass over the features of `loader`; the mean of the losses of its batches."""
+    model.train()
+    total = 0.0
+    for batch in loader:
+        features = [x.to(device) for x in batch]
+        _, reconstructions = model(features)
+        loss = reconstruction_loss(reconstructions, features, lambda1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.item()
+    return total / len(loader)
+
+
+@torch.no_grad()
+def plain_latents(model: MultisourceAutoencoder, features: Sequence[Tensor], device: torch.device) -> np.ndarray:
+    """The latents (N, latent_dim) of feature matrices as above."""
+    model.eval()
+    return np.concatenate([model.encode([x.to(device) for x in batch]).cpu().numpy()
+                           for batch in feature_loader(features, 512, shuffle=False)])
+
+
+def plain_latent_map(model: MultisourceAutoencoder, query: Sequence[Tensor], database: Sequence[Tensor],
+                     query_labels: np.ndarray, database_labels: np.ndarray, R: int, device: torch.device) -> float:
+    """mAP@R by Euclidean distances of latents: feature matrices as above, one-hot labels (Q, C) and (N, C)."""
+    query_latents, database_latents = (plain_latents(model, part, device) for part in (query, database))
+    distances = (np.square(database_latents).sum(axis=1)[:, None] - 2 * database_latents @ query_latents.T
+                 + np.square(query_latents).sum(axis=1))
+    return map_by_matrix(-distances, query_labels, database_labels, R)
