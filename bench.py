@@ -2,8 +2,11 @@
 
     python bench.py features --data_name EuroSAT --device cuda     frozen features: a plain loop, ours
     python bench.py autoencoder                                    its epochs: as published, ours
+    python bench.py train --data_name EuroSAT --amp                training: ours, its ceiling, the usual loader
     python bench.py ranking                                        the table of docs/ranking.md, some minutes
     python bench.py ranking --sizes 75000x5000x64 --repeat 5       one size
+    python bench.py end2end --data_name EuroSAT                    the three scripts against the plain pieces
+    python bench.py all --device cuda --data_name EuroSAT          all of these, for a machine with a GPU
 
 Each prints a table of medians (least - most) and writes every single measurement to runs/bench/<sub-command>.json.
 What is measured and how: benchmarks/, a module for each; the field's usual style that ours is compared with is in
@@ -14,27 +17,61 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import subprocess
 import sys
 
-from utils import ArgumentParser, InputError, check_writable, resolve_path, run
+from utils import ROOT, ArgumentParser, InputError, check_writable, pick_device, positive_int, resolve_path, run
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line. Beside its flags, a benchmark gives `measure`, which takes them and yields lines of text."""
     # Here: a measurement in a process of its own imports this file, and its memory is to hold what it needs itself.
-    from benchmarks import autoencoder, features, ranking
+    from benchmarks import autoencoder, end2end, features, ranking, training
+    from benchmarks.common import add_image_flags
 
     parser = ArgumentParser(prog="bench.py", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, module in (("features", features), ("autoencoder", autoencoder), ("ranking", ranking)):
+    for name, module in (("features", features), ("autoencoder", autoencoder), ("train", training),
+                         ("ranking", ranking), ("end2end", end2end)):
         command = commands.add_parser(name, help=module.__doc__.splitlines()[0])
         module.add_flags(command)
         command.set_defaults(measure=module.measure)
+    every = commands.add_parser("all", help="all of these, one after the other, with their defaults")
+    add_image_flags(every)
+    every.add_argument("--device", default="auto", help="auto takes cuda, then mps, then cpu")
+    every.add_argument("--repeat", type=positive_int, default=3, help="measurements of each method")
     return parser
+
+
+def all_commands(args: argparse.Namespace) -> list[list[str]]:
+    """The command lines, without python, that `all` stands for."""
+    given = {name: value for name, value in vars(args).items() if name not in ("command", "device", "repeat")}
+    images = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    device = pick_device(args.device)
+    rank = ["--device", "cuda"] if device.type == "cuda" else []  # else the CPU, which it takes by itself
+    commands = {"features": [*images, "--device", str(device)], "autoencoder": ["--device", str(device)],
+                "train": [*images, "--device", str(device)], "ranking": rank,
+                "end2end": [*images, "--device", str(device)]}
+    return [["bench.py", name, *flags, "--repeat", str(args.repeat)] for name, flags in commands.items()]
+
+
+def run_all(args: argparse.Namespace) -> None:
+    """Run every benchmark, each in a process of its own. Raises InputError that names those that failed."""
+    failed = []
+    for command in all_commands(args):
+        print(f"\n$ {shlex.join(['python', *command])}", flush=True)
+        if subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode:
+            failed.append(command[1])
+    if failed:
+        raise InputError(f"{', '.join(failed)} did not come to an end: what each of them said stands above")
 
 
 def main() -> None:
     args = make_parser().parse_args()
+    if args.command == "all":
+        run_all(args)
+        return
     from benchmarks.common import machine
 
     measure = vars(args).pop("measure")

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import statistics
 import zipfile
 
@@ -13,8 +14,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import autoencoder, common, features, plain, ranking
-from helpers import call, make_pairs
+from benchmarks import autoencoder, common, end2end, features, plain, ranking, training
+from helpers import call, make_pairs, script_module
 from image_sources import ImageFiles, open_container
 from image_store import UnreadableImages
 from myautoencoder.autoencoder import reconstruction_loss
@@ -42,7 +43,7 @@ def here(monkeypatch):
         function, *arguments = pickle.loads(pickle.dumps(call))  # as on their way to another process
         return function(*arguments)
 
-    for module in (ranking,):
+    for module in (training, end2end, ranking):
         monkeypatch.setattr(module, "in_a_process", in_this_process)
 
 
@@ -200,7 +201,124 @@ def test_monitors_that_disagree_are_found_out(tmp_path, capsys, monkeypatch):
     assert code == 2 and "one of the two is wrong" in error and len(error.strip().splitlines()) == 1
 
 
-# ---------------------------------------------------------------- processes, flags
+# ---------------------------------------------------------------- train
+
+
+def test_training_is_measured_against_its_ceiling_and_the_usual_loader(images, here, tmp_path, capsys, monkeypatch):
+    compiled, loops, seen = [], [], []
+    monkeypatch.setattr(nn.Module, "compile", lambda network: compiled.append(network))
+    train_one_epoch = training.train_one_epoch
+
+    def watched(model, batches, views, *others, **named):
+        views = [view.clone() for view in views]
+        loops.append((named["amp"], model.hash_network.hash_layer.out_features))
+        seen.append(views)
+        train_one_epoch(model, batches, iter(views), *others, **named)
+
+    monkeypatch.setattr(training, "train_one_epoch", watched)
+    table, content = bench(capsys, tmp_path, "train", *images["zip"], *SMALL, "--model_type", "resnet18", "--hash_bit",
+                           12, "--steps", 2, "--repeat", 1, "--amp", "--compile")
+    runs = content["runs"]
+    assert list(runs) == [training.OURS, training.COMPILED, training.CEILING, training.PUBLISHED]
+    assert loops == [(True, 12)] * 8  # what warms up, and what is measured
+    assert [type(network).__name__ for network in compiled] == ["HashNetwork"]
+    for name, views in zip(runs, seen[1::2], strict=True):
+        assert [view.shape for view in views] == [(8, 3, 32, 32)] * 2
+        assert torch.equal(*views) == (name == training.CEILING)
+    assert seen[7][0].mean() == pytest.approx(float(seen[1][0].mean()), abs=0.3)  # the same images, other crops
+    check_medians(table, runs, "images/s: median (least - most)", "images_per_second")
+    for of in runs.values():
+        assert of[0]["images_per_second"] == pytest.approx(16 / of[0]["seconds"]) and of[0]["peak_mb"] > 100
+    assert runs[training.PUBLISHED][0]["worker_mb"] > 10
+    assert table[0]["divided by the ceiling"] == "{:.2f}".format(
+        runs[training.OURS][0]["images_per_second"] / runs[training.CEILING][0]["images_per_second"])
+    assert table[3]["MB of the process"].endswith(f"(and 2 workers of {runs[training.PUBLISHED][0]['worker_mb']:,.0f})")
+
+
+# ---------------------------------------------------------------- end to end
+
+
+def test_the_scripts_are_measured_against_the_plain_pieces(images, here, zygote, tmp_path, capsys, monkeypatch):
+    said = []
+
+    def run_script_quickly(*command):
+        code, out = zygote.run(tmp_path / "out.txt", *command)
+        assert code == 0, out
+        said.append(out)
+
+    counts = {"features": 0, "monitor": 0, "codes": 0}
+
+    def counted(name, function):
+        def call(*arguments):
+            counts[name] += 1
+            return function(*arguments)
+        return call
+
+    monkeypatch.setattr(end2end, "run_script", run_script_quickly)
+    for name, function in (("features", "plain_outputs"), ("monitor", "plain_latent_map"), ("codes", "plain_map")):
+        monkeypatch.setattr(end2end, function, counted(name, getattr(end2end, function)))
+    table, content = bench(capsys, tmp_path, "end2end", *images["pairs"], *SMALL, "--feature_backbone", "resnet18",
+                           "--model_type", "resnet18", "--hash_bit", 12, "--epoch", 2, "--max_epoch", 1,
+                           "--repeat", 1)
+    assert counts == {"features": 2, "monitor": 2, "codes": 3}  # of two sources; each epoch; epochs 0, 1 and test.py
+    assert ["reusing features" in out for out in said] == [False, True, False, True, True, False]
+    assert [line["stage"] for line in table] == [*end2end.STAGES, "all"]
+    for line in table:
+        of = {name: runs[0][line["stage"]] for name, runs in content["runs"].items()}
+        assert list(of) == [end2end.FIRST, end2end.CACHED, end2end.PLAIN]
+        for name, seconds in of.items():
+            assert seconds > 0
+            assert line[f"{name}: seconds, median (least - most)"].startswith(f"{seconds:,.1f} (")
+            if name != end2end.PLAIN:
+                assert line[f"plain / {name}"] == f"{of[end2end.PLAIN] / seconds:.2f}"
+    for runs in content["runs"].values():
+        assert runs[0]["all"] == pytest.approx(sum(runs[0][stage] for stage in end2end.STAGES))
+
+
+def test_a_script_that_fails_ends_the_measurement_with_what_it_said(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import sys; print('a warning', file=sys.stderr); sys.exit('error: no weights')")
+    with pytest.raises(InputError, match=r"script\.py ended with exit code 1: error: no weights$"):
+        end2end.run_script(str(script), "--flag")
+
+
+def test_images_without_labels_are_refused_before_anything_is_run(images, tmp_path, capsys):
+    for number, path in enumerate(sorted((images["folder"] / "fine").rglob("*.png"))):
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "flat" / f"{number}.png")
+    code, _, error = call(capsys, "bench.py", "end2end", *SMALL, "--data_name", "pairs", "--source1", tmp_path / "flat",
+                          "--output", tmp_path / "e.json")
+    assert code == 2 and "these images have no labels" in error and len(error.strip().splitlines()) == 1
+
+
+# ---------------------------------------------------------------- all of them, processes, flags
+
+
+def test_all_runs_every_benchmark_with_its_own_flags_and_names_those_that_failed(tmp_path, capsys, monkeypatch):
+    script = script_module("bench.py")
+    commands = []
+
+    class Done:
+        returncode = 0
+
+    def record(command, **options):
+        commands.append(command[1:])
+        Done.returncode = int(command[2] in ("train", "end2end"))
+        return Done
+
+    monkeypatch.setattr("subprocess.run", record)
+    code, out, error = call(capsys, "bench.py", "all", "--device", "cpu", "--repeat", 2, "--data_name", "UCMerced",
+                            "--max_per_class", 5)
+    assert code == 2 and error == ("error: train, end2end did not come to an end: what each of them said stands "
+                                   "above\n")
+    parsed = [script.make_parser().parse_args(command[1:]) for command in commands]  # each takes what it is given
+    assert [args.command for args in parsed] == ["features", "autoencoder", "train", "ranking", "end2end"]
+    for args, command in zip(parsed, commands, strict=True):
+        assert (args.device, args.repeat) == ("cpu", 2)
+        assert args.output == f"runs/bench/{args.command}.json"
+        assert f"$ python {' '.join(command)}" in out
+        if args.command not in ("autoencoder", "ranking"):
+            assert (args.data_name, args.max_per_class, args.data_dir) == ("UCMerced", 5, "data")
 
 
 def test_the_peak_of_a_process_is_its_own_and_not_that_of_the_one_that_started_it():
@@ -233,8 +351,13 @@ BAD = [
     (["features", "--repeat", "0"], "not a positive whole number"),
     (["features", "--image_size", "0"], "--image_size"),
     (["features", "--feature_weights", "{tmp}/file"], "is not a state-dict file"),
+    (["train", "--data_name", "nothing"], "--data_name nothing is not known"),
+    (["train", "--steps", "0"], "not a positive whole number"),
     (["autoencoder", "--images", "9"], "at least 10 of each"),
     (["autoencoder", "--data_name", "demo"], "unrecognized arguments"),
+    (["end2end", "--max_epoch", "-1"], "--max_epoch"),
+    (["all", "--steps", "3"], "unrecognized arguments"),
+    (["all", "--device", "nonsense"], "--device nonsense cannot be used here"),
     ([], "required: command"),
 ]
 
