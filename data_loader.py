@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from distributed import first_rank_first, from_first, rank
 from image_sources import (
     Folder,
     Hdf5Images,
@@ -286,7 +287,8 @@ def _demo(config: DataConfig, data_dir: Path) -> _Scenes:
     _reject_source1(config, "demo")
     if config.source2 not in (None, "none", "fine"):
         raise InputError(f"--source2 {config.source2} is not known for demo: leave it out, or use none")
-    root = make_demo(data_dir, config.split_seed)
+    with first_rank_first():
+        root = make_demo(data_dir, config.split_seed)
     second = config.source2 != "none"
     roots = [root / "coarse", root / "fine"] if second else [root / "coarse"]
     scenes = _pair_scenes(roots, ("coarse", "fine" if second else "none"))
@@ -325,8 +327,10 @@ def load_readable(config: DataConfig, workers: int) -> tuple[PairedDataset, Data
     """
     dataset = load_dataset(config)
     bad: dict[int, str] = {}
-    for number, source in enumerate(dataset.sources):
-        bad |= unreadable(source, dataset.file_label(number), workers)
+    if rank() == 0:
+        for number, source in enumerate(dataset.sources):
+            bad |= unreadable(source, dataset.file_label(number), workers)
+    bad = from_first(bad)
     if not bad:
         return dataset, config
     warn(f"{len(bad):,} of {len(dataset.names):,} scenes are left out, because an image cannot be read: "

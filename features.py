@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_loader import PairedDataset
+from distributed import from_first, in_turns, number_of_ranks, rank, wait_for_all
 from feature_files import features_of_lists
 from growing_array import GrowingArray, finished, maker
 from image_sources import ImageSource
@@ -25,18 +27,36 @@ def apply_network(network: nn.Module, loader: ImageLoader, rows: np.ndarray, ima
                   batch_size: int, amp: bool, description: str) -> Iterator[np.ndarray]:
     """The network's output for the test view of the given rows, float32 (B, dim), batch by batch.
 
-    The network is put in eval mode and moved to the loader's device, in channels-last order.
+    The network is put in eval mode and moved to the loader's device, in channels-last order. Ranks take turns at
+    the batches, and each gets all of them.
     """
     transform, device = Transform(image_size, loader.store.side), loader.device
     network = network.to(device, memory_format=torch.channels_last).eval()
     batches = torch.from_numpy(np.asarray(rows)).split(batch_size)
-    for images, sizes in progress(loader.batches(batches), description, len(batches)):
-        # Not around the whole: what is moved in inference mode cannot be trained afterwards.
-        with torch.inference_mode():
-            views = transform.test(images, sizes)  # in float32, also with amp
-            with autocast(device, amp):
-                output = network(views)
-        yield output.float().cpu().numpy()
+
+    def own() -> Iterator[np.ndarray]:
+        on_its_way = None  # from CUDA, which has the next batch to work on by the time that this one is waited for
+        for images, sizes in loader.batches(batches[rank()::number_of_ranks()]):
+            # Not around the whole: what is moved in inference mode cannot be trained afterwards.
+            with torch.inference_mode():
+                views = transform.test(images, sizes)  # in float32, also with amp
+                with autocast(device, amp):
+                    output = network(views).float()
+                output = output.to("cpu", non_blocking=device.type == "cuda")
+            if device.type != "cuda":
+                yield output.numpy()
+                continue
+            if on_its_way is not None:
+                yield arrived(*on_its_way)
+            on_its_way = output, torch.cuda.current_stream(device).record_event()
+        if on_its_way is not None:
+            yield arrived(*on_its_way)
+
+    def arrived(output: Tensor, copied: torch.cuda.Event) -> np.ndarray:
+        copied.synchronize()
+        return output.numpy()
+
+    yield from progress(in_turns(own(), [len(batch) for batch in batches]), description, len(batches))
 
 
 @torch.inference_mode()
@@ -76,18 +96,25 @@ def features_of(source: ImageSource, label: str, backbone_name: str, backbone: B
         _check_finite(features, source)
         return features
     path = _cache_path(source, label, backbone_name, backbone, image_size, amp, cache_dir)
-    with maker(path) as wanted:
-        if wanted:
+    with maker(path) if rank() == 0 else contextlib.nullcontext() as wanted:
+        if from_first(wanted):
             _make(path, extract, len(source), backbone.dim, source)
         else:
             print(f"reusing features {path.name}")
+    wait_for_all()  # rank 0 may still be about to rename the file
     return finished(path, len(source))
 
 
 def _make(path: Path, extract: Callable[[int], Iterator[np.ndarray]], count: int, dim: int, source: ImageSource
           ) -> None:
     """Write the features of `count` images to `path`, or what an earlier process left to do of them."""
+    if rank():
+        done = from_first(None)
+        for _ in extract(done) if done < count else ():
+            pass  # rank 0 writes
+        return
     features = GrowingArray(path, (count, dim), np.float32)
+    from_first(features.done)
     try:
         if features.done:
             print(f"features {path.name} go on after {features.done:,} of {count:,} images")
@@ -117,7 +144,7 @@ def known_features(source: ImageSource, label: str, backbone_name: str, backbone
     if cache_dir is None:
         return None
     path = _cache_path(source, label, backbone_name, backbone, image_size, amp, cache_dir)
-    return finished(path, len(source)) if path.exists() else None
+    return finished(path, len(source)) if from_first(path.exists()) else None
 
 
 def row_norms(features: np.ndarray) -> Tensor:

@@ -16,12 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
+from distributed import rank
 from utils import InputError, lock, rename, write_json, writing
 
 
 @contextlib.contextmanager
 def maker(path: Path) -> Iterator[bool]:
-    """Whether `path` is still to be made, by this process alone: another one that makes it is waited for."""
+    """Whether `path` is still to be made, by this process alone: another one that makes it is waited for.
+
+    Of the ranks of torchrun the first one goes in; the others come when it is done, or leave it out.
+    """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with lock(path.with_name(f".{path.name}.lock"), f"another process makes {path.name}: waiting for it",
@@ -58,6 +62,9 @@ def finished(path: Path, rows: int) -> np.ndarray:
         if len(array) != rows:
             raise ValueError(f"{len(array):,} rows, expected {rows:,}")
     except Exception as error:  # numpy raises many kinds for a damaged file
+        if rank() and isinstance(error, FileNotFoundError):
+            raise InputError(f"rank {rank()} does not find {path}, which rank 0 has made: name a --cache_dir that all "
+                             "machines share") from None
         raise InputError(f"{path} is damaged ({' '.join(str(error).split())[:120]}): remove it, and it is made "
                          "again") from None
     return array

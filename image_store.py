@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from distributed import Share, first_rank_first
 from growing_array import GrowingArray, finished, maker
 from image_sources import ImageSource
 from utils import InputError, atomic_file, progress, sha256_of, warn
@@ -26,6 +27,7 @@ from utils import InputError, atomic_file, progress, sha256_of, warn
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STORE_VERSION = 1
+CPU = torch.device("cpu")
 ROOM = 1 << 30  # bytes of a store that are no matter, however little of them its images fill
 
 
@@ -81,7 +83,7 @@ class ImageStore:
             return ImageStore(images, decoding.sizes, side, key)
         path = cache_dir / "images" / f"{label}-{key}.npy"
         sizes_path = path.with_suffix(".sizes.npy")
-        with maker(path) as wanted:
+        with first_rank_first(), maker(path) as wanted:
             if wanted:
                 _make(_Decoding(source, label, side, workers), path, sizes_path)
         return ImageStore(finished(path, len(source)), np.array(finished(sizes_path, len(source))), side, key)
@@ -211,8 +213,15 @@ def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int, co
                 future.cancel()
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`; no one waits for what the device has still to do, as with pageable memory."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 class ImageLoader:
-    """Batches of a store on a device: from a resident copy where it fits, else fetched ahead by a thread."""
+    """Batches of a store on a device: from a resident copy where it fits, else fetched and copied ahead by a thread."""
 
     def __init__(self, store: ImageStore, device: torch.device, resident: bool | None = None) -> None:
         """resident: keep the whole store on the device; None decides for CUDA by a third of what is free."""
@@ -222,26 +231,35 @@ class ImageLoader:
             resident = (device.type == "cuda"
                         and store.images.nbytes < torch.cuda.mem_get_info(device)[0] / 3)
         self.images = torch.from_numpy(np.array(store.images)).to(device) if resident else None
+        # Copies have a stream of their own, so that they run beside the network.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" and not resident else None
 
     def batches(self, rows: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """For each (B,) int64 CPU tensor of rows: images uint8 (B, C, H, W) on the device, sizes (B, 2)."""
         if self.images is not None:
             for batch in rows:
-                yield self.images[batch.to(self.device)], self.sizes[batch]
+                yield self.images[to_device(batch, self.device)], self.sizes[batch]
             return
-        for images, sizes in ahead(self._fetch, rows, workers=1, count=2):
-            yield images.to(self.device, non_blocking=True), sizes
+        for images, sizes, copied in ahead(self._fetch, rows, workers=1, count=2):
+            if copied is not None:
+                torch.cuda.current_stream(self.device).wait_event(copied)
+                images.record_stream(torch.cuda.current_stream(self.device))
+            yield images, sizes
 
-    def _fetch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+    def _fetch(self, batch: Tensor) -> tuple[Tensor, Tensor, torch.cuda.Event | None]:
         images = torch.from_numpy(self.store.images[batch.numpy()])
-        return images.pin_memory() if self.device.type == "cuda" else images, self.sizes[batch]
+        if self._stream is None:
+            return images.to(self.device), self.sizes[batch], None
+        with torch.cuda.stream(self._stream):
+            moved = to_device(images, self.device)
+            return moved, self.sizes[batch], self._stream.record_event()
 
 
 # ---------------------------------------------------------------- transforms
 
 
 def axis_matrix(start: Tensor, extent: Tensor, length: Tensor, first: Tensor, count: int, width: int,
-                device: torch.device | str = "cpu") -> Tensor:
+                device: torch.device = CPU) -> Tensor:
     """Rows of the matrix by which Pillow's bilinear filter resizes one axis.
 
     Args:
@@ -252,8 +270,8 @@ def axis_matrix(start: Tensor, extent: Tensor, length: Tensor, first: Tensor, co
         float32 (B, count, width) on `device`; each row sums to 1.
     """
     # Four short vectors travel, not the matrices: those are as large as the images.
-    start, extent, length, first = (value.float().to(device)[:, None, None] for value in
-                                    (start, extent, length, first))
+    start, extent, length, first = (to_device(value.float(), device)[:, None, None]
+                                    for value in (start, extent, length, first))
     step = extent / length
     reach = step.clamp(min=1.0)  # a step down averages over the step, a step up interpolates
     centre = start + (first + torch.arange(count, device=device)[:, None] + 0.5) * step
@@ -297,12 +315,11 @@ class Transform:
 
     def __init__(self, image_size: int, side: int) -> None:
         self.image_size, self.side = image_size, side
+        self._statistics: dict[torch.device, Tensor] = {}  # of ImageNet, where they were needed
 
     def _scaled(self, sizes: Tensor) -> Tensor:
-        """(B, 2) sizes after the first resize; stored images at or above `side` have had theirs."""
-        rows = [(height, width) if min(height, width) == self.side else scaled_size(height, width, self.side)
-                for height, width in sizes.tolist()]
-        return torch.tensor(rows)
+        """(B, 2) sizes after the first resize, see `scaled_size`; stored images that have had theirs keep it."""
+        return self.side * sizes // sizes.min(dim=1, keepdim=True).values
 
     def test(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Resize(side), CenterCrop(image_size), normalise, as torchvision does on Pillow images."""
@@ -315,11 +332,16 @@ class Transform:
                                 images.shape[2 + axis], images.device) for axis in (0, 1)]
         return self._apply(images, *matrices)
 
-    def train(self, images: Tensor, sizes: Tensor, generator: torch.Generator) -> Tensor:
-        """Resize(side), RandomResizedCrop(image_size), RandomHorizontalFlip, normalise."""
+    def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor:
+        """What `train` takes of images of these sizes (B, 2): top, left, height, width, flipped; int64 (B, 5)."""
+        boxes = random_crops(*self._scaled(sizes).unbind(1), generator)
+        flipped = torch.rand(len(sizes), generator=generator) < 0.5
+        return torch.stack((*boxes, flipped.long()), dim=1)
+
+    def train(self, images: Tensor, sizes: Tensor, drawn: Tensor) -> Tensor:
+        """Resize(side), RandomResizedCrop(image_size), RandomHorizontalFlip, normalise; with what `draw` gave."""
         scaled = self._scaled(sizes)
-        top, left, height, width = random_crops(scaled[:, 0], scaled[:, 1], generator)
-        flip = torch.rand(len(sizes), generator=generator) < 0.5
+        top, left, height, width, flipped = to_device(drawn, images.device).unbind(1)
         matrices = []
         for axis, (start, extent) in enumerate(((top, height), (left, width))):
             longest = int(scaled[:, axis].max())
@@ -334,8 +356,7 @@ class Transform:
             elif longest < images.shape[2 + axis]:
                 crop = torch.nn.functional.pad(crop, (0, images.shape[2 + axis] - longest))
             matrices.append(crop)
-        flip = flip[:, None, None].to(images.device)
-        matrices[1] = torch.where(flip, matrices[1].flip(1), matrices[1])
+        matrices[1] = torch.where(flipped[:, None, None] > 0, matrices[1].flip(1), matrices[1])
         return self._apply(images, *matrices)
 
     @staticmethod
@@ -348,7 +369,26 @@ class Transform:
         batch, channels, height, width = pixels.shape
         pixels = pixels.reshape(batch, channels * height, width) @ horizontal.transpose(1, 2)
         pixels = vertical[:, None] @ pixels.reshape(batch, channels, height, self.image_size)
-        mean = torch.tensor(IMAGENET_MEAN, device=images.device)[:, None, None] * 255
-        std = torch.tensor(IMAGENET_STD, device=images.device)[:, None, None] * 255
+        if images.device not in self._statistics:
+            statistics = torch.tensor((IMAGENET_MEAN, IMAGENET_STD)) * 255
+            self._statistics[images.device] = statistics[:, :, None, None].to(images.device)
+        mean, std = self._statistics[images.device]
         # A panchromatic image has one channel: broadcasting repeats it for the ImageNet network.
         return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def training_views(loader: ImageLoader, transform: Transform, batches: Sequence[Tensor], first: int,
+                   generator: torch.Generator) -> Iterator[Tensor]:
+    """What the hash network sees of each batch of rows, from number `first` on: views of `Transform.train`.
+
+    Args:
+        batches: int64 (B,), all those of the epoch. generator: draws for each of them in turn, also for those before
+            `first`, and for all images of a batch, also where a rank gets the views of its share alone.
+    """
+    shares = [Share.of(len(batch)).part for batch in batches]
+    images = loader.batches(batch[part] for batch, part in zip(batches[first:], shares[first:], strict=True))
+    for number, (batch, part) in enumerate(zip(batches, shares, strict=True)):
+        drawn = transform.draw(loader.sizes[batch], generator)
+        if number >= first:
+            pixels, sizes = next(images)
+            yield transform.train(pixels, sizes, drawn[part])

@@ -15,6 +15,8 @@ import torchvision
 from torch import Tensor, nn
 
 from checkpoints import load_tensors, reason_of
+from distributed import gathered, own_part
+from layers import SharedDropout, share_layers
 from loss import soft_assignment
 from utils import InputError, resolve_path, sha256_of
 
@@ -97,6 +99,7 @@ class Backbone(nn.Module):
             self._fill(model, state, classifier, name, weights)
         parent, _, leaf = classifier.rpartition(".")
         setattr(model.get_submodule(parent), leaf, nn.Identity())
+        share_layers(model)
         self.model = model
         self.learnt = weights != "none"
         self.freeze_batch_norm = batch_norm == "frozen" or (batch_norm == "auto" and self.learnt)
@@ -142,6 +145,11 @@ class Backbone(nn.Module):
             for layer in self._batch_norms():
                 layer.eval()
         return self
+
+    @property
+    def has_unused(self) -> bool:
+        """Whether some parameters train to no purpose: googlenet's and inception's auxiliary outputs are not used."""
+        return bool(getattr(self.model, "aux_logits", False))
 
     @property
     def needs_calibration(self) -> bool:
@@ -269,8 +277,8 @@ class HashNetwork(nn.Module):
     def __init__(self, backbone: Backbone, hash_bit: int, head_width: int = 0) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(backbone.dim, head_width), nn.ReLU(),
-                                  nn.Dropout(0.3)) if head_width else nn.Identity()
+        self.head = nn.Sequential(SharedDropout(0.3), nn.Linear(backbone.dim, head_width), nn.ReLU(),
+                                  SharedDropout(0.3)) if head_width else nn.Identity()
         self.hash_layer = nn.Linear(head_width or backbone.dim, hash_bit)
 
     def hash_features(self, features: Tensor) -> Tensor:
@@ -293,23 +301,26 @@ class MrHash(nn.Module):
         self.to_latent = nn.Linear(hash_network.hash_layer.out_features, autoencoder.latent_dim, bias=False)
         self.centres = nn.Parameter(centres.clone())
 
-    def forward(self, code: Tensor, features: Sequence[Tensor]
-                ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-        """h (B, K) of the hash network and frozen features -> q_image (B, C), q_feature (B, C), [x1', x2'].
+    def forward(self, views: Tensor, features: Sequence[Tensor], resting: bool = False
+                ) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
+        """Images and their frozen features -> h (B, K), q_image (B, C), q_feature (B, C), [x1', x2'].
 
         Without features there is no q_feature (None) and nothing is reconstructed.
+        Args: views: (B, 3, S, S), or, with `resting`, what the backbone at rest makes of them, (B, dim).
         """
+        code = self.hash_network.hash_features(views) if resting else self.hash_network(views)
         q_image = soft_assignment(self.to_latent(code.float()), self.centres, self.alpha)
         if not features:
-            return q_image, None, []
+            return code, q_image, None, []
         latent, reconstructions = self.autoencoder(features)
-        return q_image, soft_assignment(latent, self.centres, self.alpha), reconstructions
+        return code, q_image, soft_assignment(latent, self.centres, self.alpha), reconstructions
 
     @torch.no_grad()
     def assign_all(self, features: Sequence[Tensor], chunk: int = 8192) -> Tensor:
-        """q (N, C) of all frozen features, in eval mode: what the target distribution is made of."""
-        latent = self.autoencoder.encode_all(features)
-        return torch.cat([soft_assignment(rows, self.centres, self.alpha) for rows in latent.split(chunk)])
+        """q (N, C) of all frozen features, in eval mode: what the target distribution is made of. Ranks share it."""
+        latent = self.autoencoder.encode_all([x[own_part(len(x))] for x in features])
+        own = torch.cat([soft_assignment(rows, self.centres, self.alpha) for rows in latent.split(chunk)])
+        return gathered(own, len(features[0]))
 
     def parameter_groups(self, lr: float, multi_lr: float) -> list[dict[str, Any]]:
         """Adam's two groups: the backbone at lr * multi_lr, everything else at lr."""

@@ -1,4 +1,7 @@
-"""A run that trains: its folder, which no other run may enter, what it keeps there, how it stops and goes on."""
+"""A run that trains: its folder, which no other run may enter, what it keeps there, how it stops and goes on.
+
+Where torchrun started several ranks they are one run: rank 0 holds the folder and writes, all read.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints import load_checkpoint, reason_of, save_checkpoint
+from distributed import first_rank_first, largest, number_of_ranks, rank
 from hamming import CodeError
 from utils import ROOT, InputError, Stopped, at_end, atomic_file, check_writable, lock, warn, write_json, writing
 
@@ -50,9 +54,19 @@ class Run:
         self._warned: set[str] = set()
         self._saved, self._cost = time.monotonic(), 0.0  # when last.pth was written, and how long that took
         self._began_with: dict[str, Any] = {}
-        check_writable(folder, "--output_dir")  # said now, not after the work
-        at_end.enter_context(lock(folder / ".lock", f"another run is writing in {folder}: wait until it is done, or "
-                                  "choose another --output_dir"))
+        self.log_path = folder / "log.jsonl"
+        with first_rank_first():
+            self._enter(result, resume, overwrite, harmless)
+
+    def _enter(self, result: str, resume: bool, overwrite: bool, harmless: set[str]) -> None:
+        folder = self.folder
+        if rank() == 0:
+            check_writable(folder, "--output_dir")  # said now, not after the work
+            at_end.enter_context(lock(folder / ".lock", f"another run is writing in {folder}: wait until it is done, "
+                                      "or choose another --output_dir"))
+        elif not (folder / ".lock").exists():
+            raise InputError(f"this machine does not see the {folder} of rank 0: name an --output_dir that all "
+                             "machines share")
         last, done = folder / "last.pth", folder / result
         foreign = [name for name in self.RESULTS if name != result and (folder / name).exists()]
         if foreign:
@@ -69,7 +83,6 @@ class Run:
                              "to replace it, or choose another --output_dir")
         elif resume:
             print(f"nothing to resume in {folder}, starting from the beginning")
-        self.log_path = folder / "log.jsonl"
 
     def _load(self, path: Path) -> dict[str, Any]:
         state = load_checkpoint(path, "mrhash-training-1")
@@ -134,6 +147,15 @@ class Run:
 
         From now on Ctrl-C and SIGTERM are noticed, see `deferring`.
         """
+        if rank() == 0:
+            self._begin_files()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is signal.SIG_IGN:  # a shell that runs it in the background wants it so
+                    continue
+                at_end.callback(signal.signal, number, signal.signal(number, self._on_signal))
+
+    def _begin_files(self) -> None:
         for stale in self.folder.glob(".*.part"):  # of a killed run: no other one is in here
             stale.unlink(missing_ok=True)
         write_json(self.folder / "config.json", {**self.settings, "environment": environment()})
@@ -146,11 +168,6 @@ class Run:
                 (self.folder / stale).unlink(missing_ok=True)
         with atomic_file(self.log_path) as file:
             file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is signal.SIG_IGN:  # a shell that runs it in the background wants it so
-                    continue
-                at_end.callback(signal.signal, number, signal.signal(number, self._on_signal))
 
     def first_epoch(self, first: int = 0) -> int:
         """The epoch to start with: `first`, or the one after the last finished epoch."""
@@ -170,6 +187,8 @@ class Run:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one JSON object to log.jsonl."""
+        if rank():
+            return
         with writing(self.log_path), open(self.log_path, "a") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -184,6 +203,8 @@ class Run:
             InputError: weights that are not finite; the last.pth before, which is good, stays.
         """
         self.check_weights(model, epoch + (within is not None))
+        if rank():
+            return
         begun = time.monotonic()
         settings = {key: value for key, value in self.settings.items() if key not in ("resume", "overwrite")}
         kept = {"epoch": epoch, "within": within, "settings": settings, "result": self.result, "best": best,
@@ -211,6 +232,12 @@ class Run:
         """Whether it is time to save again: seldom enough that saving takes no more than a fiftieth of the time."""
         return time.monotonic() - self._saved > max(self.SAVE_EVERY, 50 * self._cost)
 
+    def wants_saving(self) -> bool:
+        """Whether to save now: `due`, or `asked` to stop. Ranks agree: all are asked when one is, and due as rank 0."""
+        asked, due = largest(self.asked or 0, int(rank() == 0 and self.due()))
+        self.asked = asked or None
+        return bool(asked or due)
+
     def _advice(self) -> str:
         good = "nothing was saved before" if self.state is None else (
             f"the last good state, {self._place()}, is {self.folder / 'last.pth'}")
@@ -225,7 +252,8 @@ class Run:
     # ------------------------------------------------------------ stopping
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if not self._deferring or self.asked is not None:
+        # Of several ranks none may go while the others wait for it: they agree after a step.
+        if not (self._deferring or number_of_ranks() > 1) or self.asked is not None:
             raise Stopped(number)
         self.asked = number
         print("stopping when this step is done and saved; once more stops at once", file=sys.stderr)
@@ -287,17 +315,16 @@ def put(value: Tensor, place: Tensor) -> Tensor:
     return place.copy_(value)
 
 
-def random_states(generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
-    """What draws from here on depend on: the generator's state, torch's own, and that of the device."""
-    states = {"generator": generator.get_state(), "torch": torch.get_rng_state()}
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """What dropout draws from here on: the state of torch's generator, and of the device's."""
+    states = {"torch": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return states
 
 
-def set_random_states(states: dict[str, Tensor], generator: torch.Generator, device: torch.device) -> None:
+def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
     """Back to the states that `random_states` took; one of another kind of device is left out."""
-    generator.set_state(states["generator"])
     torch.set_rng_state(states["torch"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
@@ -332,6 +359,6 @@ def environment() -> dict[str, Any]:
         commit += "+changes"
     return {"python": sys.version.split()[0], "torch": torch.__version__,
             "torchvision": torchvision.__version__, "numpy": np.__version__,
-            "scipy": scipy.__version__, "threads": torch.get_num_threads(),
+            "scipy": scipy.__version__, "threads": torch.get_num_threads(), "ranks": number_of_ranks(),
             "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "git_commit": commit or None, "command": sys.argv}

@@ -23,7 +23,7 @@ import numpy as np
 import hamming
 from checkpoints import load_checkpoint, load_npz
 from data_loader import PairedDataset
-from distributed import all_ranks, first_rank_first, number_of_ranks, own_part, rank, sum_over_ranks
+from distributed import own_part, rank, sum_over_ranks
 from features import apply_network, hash_features, known_features
 from image_store import ImageLoader, ImageStore
 from network import rebuild_hash_network
@@ -90,33 +90,26 @@ def hash_dataset(args: argparse.Namespace, device: Any) -> tuple[dict[str, Any],
     dataset, _ = inherit_dataset(args, checkpoint)
     print(dataset.describe())
     cache_dir = None if args.cache_dir == "none" else resolve_path(args.cache_dir)
-    with first_rank_first():
-        # A backbone that stood still in training (--max_epoch -1, --multi_lr 0) has seen the images already.
-        known = known_features(dataset.source1, dataset.file_label(0), network["model_type"], hash_network.backbone,
-                               network["image_size"], args.amp, cache_dir)
-        if known is None:
-            store = ImageStore.open(dataset.source1, dataset.file_label(0), network["image_size"], cache_dir,
-                                    args.workers)
-            loader = ImageLoader(store, device, resident=False)  # each image is needed once
-        else:
-            print("hashing the features that the backbone's weights are known to give")
-            hash_network.to(device)
+    # A backbone that stood still in training (--max_epoch -1, --multi_lr 0) has seen the images already.
+    known = known_features(dataset.source1, dataset.file_label(0), network["model_type"], hash_network.backbone,
+                           network["image_size"], args.amp, cache_dir)
+    if known is None:
+        store = ImageStore.open(dataset.source1, dataset.file_label(0), network["image_size"], cache_dir,
+                                args.workers)
+        loader = ImageLoader(store, device, resident=False)  # each image is needed once
+    else:
+        print("hashing the features that the backbone's weights are known to give")
+        hash_network.to(device)
     threshold = network["threshold"] if args.T is None else args.T
     content: dict[str, Any] = {"hash_bit": network["hash_bit"]}
     for part in ("database", "query"):
         rows = getattr(dataset, part)
-        # Ranks take turns at whole batches, the same ones that a single process would make.
-        mine = np.arange(len(rows)) // args.batch_size % number_of_ranks() == rank()
-        codes = np.zeros((len(rows), -(-network["hash_bit"] // 8)), np.uint8)
-        if mine.any():
-            if known is None:
-                outputs = apply_network(hash_network, loader, rows[mine], network["image_size"], args.batch_size,
-                                        args.amp, f"{part} codes")
-            else:
-                outputs = hash_features(hash_network, known, rows[mine], args.batch_size, device)
-            values = np.concatenate(list(outputs))
-            codes[mine] = hamming.pack_codes(values, threshold)
-        content[f"{part}_codes"] = sum_over_ranks(codes)
+        if known is None:
+            outputs = apply_network(hash_network, loader, rows, network["image_size"], args.batch_size, args.amp,
+                                    f"{part} codes")
+        else:
+            outputs = hash_features(hash_network, known, rows, args.batch_size, device)
+        content[f"{part}_codes"] = np.concatenate([hamming.pack_codes(values, threshold) for values in outputs])
         content[f"{part}_paths"] = np.array([dataset.names[row] for row in rows])
         if dataset.labels is not None:
             content[f"{part}_labels"] = dataset.labels[rows]
@@ -251,13 +244,8 @@ def write_similarity(content: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
+    """Every rank computes, rank 0 writes."""
     args = parse_arguments()
-    with all_ranks():
-        evaluate(args)
-
-
-def evaluate(args: argparse.Namespace) -> None:
-    """Everything after the flags; every rank computes, rank 0 writes."""
     device = pick_device(args.device)
     started = time.time()
     dataset = None
@@ -329,4 +317,4 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run(main, shared=True))

@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import hamming
 from checkpoints import LIMITS, content_of, load_checkpoint, save_checkpoint
 from data_loader import PairedDataset
+from distributed import Share, from_first, rank, step_of, sum_over_ranks, trained_together
 from features import (
     apply_network,
     calibrate,
@@ -33,7 +34,7 @@ from features import (
     prepare_features,
     row_norms,
 )
-from image_store import ImageLoader, ImageStore, Transform
+from image_store import ImageLoader, ImageStore, Transform, to_device, training_views
 from loss import cluster_centres, latent_scale, multi_semantic_loss, single_labels, target_distribution
 from network import Backbone, HashNetwork, MrHash, rebuild_autoencoder
 from options import (
@@ -155,7 +156,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 class Progress:
-    """How far an epoch has come: steps done, and sums over their images on the device."""
+    """How far an epoch has come: steps done, and sums over their images (this rank's share of them) on the device."""
 
     def __init__(self, hash_bit: int, device: torch.device) -> None:
         self.step = 0
@@ -165,43 +166,52 @@ class Progress:
     def state(self) -> dict[str, Any]:
         return {"step": self.step, "losses": self.losses, "ones": self.ones}
 
+    def gather(self) -> None:
+        """The sums of all ranks become rank 0's, the others begin at 0."""
+        for sums in (self.losses, self.ones):
+            total = torch.from_numpy(sum_over_ranks(sums.cpu().numpy()))
+            sums.copy_(total if rank() == 0 else torch.zeros_like(total))
+
     def restore(self, state: dict[str, Any], steps: int) -> None:
         """Go on from what `state` gave. Raises exceptions of any kind for a state of something else."""
         if not 0 <= state["step"] <= steps:
             raise ValueError(f"{state['step']} of {steps} steps")
         self.step = int(state["step"])
         self.losses, self.ones = put(state["losses"], self.losses), put(state["ones"], self.ones)
+        if rank():
+            self.losses.zero_()
+            self.ones.zero_()
 
 
-def train_one_epoch(model: MrHash, batches: Sequence[Tensor], views: Iterable[Tensor],
-                    hash_views: Callable[[Tensor], Tensor], features: Sequence[Tensor], target: Tensor,
-                    optimizer: torch.optim.Optimizer, lambda0: float, kl: str, threshold: float, amp: bool,
-                    description: str, done: Progress, after_step: Callable[[Tensor], None]) -> None:
+def train_one_epoch(model: nn.Module, batches: Sequence[Tensor], views: Iterable[Tensor], resting: bool,
+                    features: Sequence[Tensor], target: Tensor, optimizer: torch.optim.Optimizer, lambda0: float,
+                    kl: str, threshold: float, amp: bool, description: str, done: Progress,
+                    after_step: Callable[[Tensor], None]) -> None:
     """One pass over the training images, or what is left of it.
 
     Args:
-        batches: int64 CPU, which of the N training images make each step. views: what the hash network sees
-            of them, batch by batch, on the device: float32, also with amp; from the step on that comes next.
-            hash_views: turns views into h (B, K). features: one (N, d) tensor a source, none to leave the
-            autoencoder out. target: p (N, C). They lie on the device. threshold: of a bit. done: brought up to
-            date after each step, and then after_step is called with the loss.
+        model: MrHash, or what `trained_together` makes of it. batches: int64 on the device, which of the N training
+            images make each step. views: what the hash network sees of them, batch by batch, on the device, float32,
+            also with amp; from the step on that comes next, and where there are ranks of this one's share. resting:
+            whether views are what the backbone makes of the images. features: one (N, d) tensor a source, none to
+            leave the autoencoder out. target: p (N, C). They lie on the device. threshold: of a bit. done: brought
+            up to date after each step, and then after_step is called with the loss of this rank's share.
     """
     model.train()
-    device = target.device
     left = batches[done.step:]
     for batch, view in zip(progress(left, description), views, strict=True):
-        chosen = batch.to(device)
-        given = [x[chosen] for x in features]
-        with autocast(device, amp):
-            code = hash_views(view)
-            q_image, q_feature, made = model(code, given)
-        losses = multi_semantic_loss(target[chosen], q_image.float(), q_feature if q_feature is None
-                                     else q_feature.float(), [x.float() for x in made], given, lambda0, kl)
-        optimizer.zero_grad(set_to_none=True)
-        losses[0].backward()
-        optimizer.step()
-        done.losses += torch.stack(losses).detach() * len(batch)
-        done.ones += (code.detach() >= threshold).sum(dim=0)
+        with step_of(len(batch)) as share:
+            chosen = batch[share.part]
+            given = [x[chosen] for x in features]
+            with autocast(target.device, amp):
+                code, q_image, q_feature, made = model(view, given, resting)
+            losses = multi_semantic_loss(target[chosen], q_image.float(), q_feature if q_feature is None
+                                         else q_feature.float(), [x.float() for x in made], given, lambda0, kl)
+            optimizer.zero_grad(set_to_none=True)
+            (losses[0] * share.weight).backward()
+            optimizer.step()
+        done.losses += torch.stack(losses).detach() * len(share)
+        done.ones += (code.detach() >= threshold).sum(dim=0) * share.counts
         done.step += 1
         after_step(losses[0])
 
@@ -266,7 +276,8 @@ def main() -> None:
     # ------------------------------------------------------------ pseudo labels, model, optimiser
     if log.state is None:
         latent = autoencoder.to(device).encode_all(features).cpu()
-        centres = torch.from_numpy(cluster_centres(latent.numpy(), args.n_clusters, starts=20, seed=args.seed))
+        centres = from_first(torch.from_numpy(cluster_centres(
+            latent.numpy(), args.n_clusters, starts=20, seed=args.seed)) if rank() == 0 else None)
         if args.label_spread:
             mean, factor = latent.mean(dim=0), latent_scale(latent, centres, alpha, args.label_spread)
             autoencoder.rescale(mean.to(device), factor)
@@ -283,7 +294,6 @@ def main() -> None:
         seen = features_of(dataset.source1, dataset.file_label(0), args.model_type, backbone, args.image_size, device,
                            args.batch_size, args.workers, args.amp, cache_dir)
         seen_in_training = torch.from_numpy(seen[dataset.train]).to(device)
-    backbone.requires_grad_(args.multi_lr > 0)  # frozen, it needs no backward pass: a third of the time
     model = MrHash(HashNetwork(backbone, args.hash_bit, args.head_width), autoencoder, centres, alpha)
     model.centres.requires_grad_(args.centres == "trained")
     model = model.to(device, memory_format=torch.channels_last)
@@ -320,24 +330,30 @@ def main() -> None:
 
     def save_within() -> None:  # the epoch in hand, as far as it has come
         watch.check()
-        log.save(epoch - 1, {**done.state(), "random": random_states(generator, device)}, model=model,
-                 optimizer=optimizer, best=best, target=target.cpu())
+        log.save(epoch - 1, {**done.state(), "random": random_states(device)}, model=model, optimizer=optimizer,
+                 best=best, target=target.cpu())
 
     def after_step(loss: Tensor) -> None:
         watch.see(done.step - 1, loss)
-        if log.asked or log.due():
+        if log.wants_saving():
+            done.gather()
             save_within()
             log.stop_if_asked()
 
     # ------------------------------------------------------------ loop
     log.start()
     started = time.time() - log.seconds
+    trained, resting = None, None  # the model as the ranks train it, and whether its backbone rests
     for epoch in range(log.first_epoch(-args.head_epochs), args.max_epoch + 1):  # below 0: those of the head
         begun = time.time()
         if epoch < 0:
             rate = args.lr * (1 + math.cos(math.pi * (1 + epoch / args.head_epochs))) / 2
         else:
             rate = step_decay(args.lr, epoch, 0.7, 10)
+        if resting != (epoch < 0):
+            resting = epoch < 0
+            backbone.requires_grad_(not resting and args.multi_lr > 0)  # frozen, it needs no backward pass
+            trained = trained_together(model, device, some_unused=backbone.has_unused and not resting)
         if epoch == 0:  # losses with and without augmentation do not compare
             best = {"score": -math.inf, "epoch": None, "model": None}
         for group, factor in zip(optimizer.param_groups, (args.multi_lr, 1.0), strict=True):
@@ -347,29 +363,28 @@ def main() -> None:
         seed = epoch_seed(args.seed, epoch)
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
-        batches = torch.randperm(len(rows), generator=generator).split(args.batch_size)
+        order = torch.randperm(len(rows), generator=generator)
+        batches = to_device(order, device).split(args.batch_size)
         done = Progress(args.hash_bit, device)
         if within is not None:
             with log.fitting():
                 done.restore(within, len(batches))
-                set_random_states(within["random"], generator, device)
+                set_random_states(within["random"], device)
             within = None
         elif args.targets == "epoch":
             target = pseudo_labels()
-        if epoch < 0:
-            views = (seen_in_training[batch.to(device)] for batch in batches[done.step:])
-            hash_views = model.hash_network.hash_features
+        if resting:
+            views = (seen_in_training[batch[Share.of(len(batch)).part]] for batch in batches[done.step:])
         else:
-            images = loader.batches(rows[batch] for batch in batches[done.step:])
-            views = (transform.train(pixels, sizes, generator) for pixels, sizes in images)
-            hash_views = model.hash_network
+            views = training_views(loader, transform, rows[order].split(args.batch_size), done.step, generator)
         watch = LossWatch(log, epoch, len(batches), device)
         with log.deferring():  # Ctrl-C waits for the end of the step
-            train_one_epoch(model, batches, views, hash_views, learning, target, optimizer, args.lambda0, args.kl,
+            train_one_epoch(trained, batches, views, resting, learning, target, optimizer, args.lambda0, args.kl,
                             args.T, args.amp, f"epoch {epoch}/{args.max_epoch}", done, after_step)
         watch.check()
         log.check_weights(model, epoch)  # before anything is made of them
-        if log.asked:  # after the last step
+        done.gather()
+        if log.wants_saving() and log.asked:  # after the last step
             save_within()
             log.stop_if_asked()
         loss, divergence, error = (done.losses / len(rows)).tolist()
@@ -398,15 +413,16 @@ def main() -> None:
     if best["model"] is None:
         best = {"epoch": args.max_epoch,
                 "model": {name: value.cpu() for name, value in model.state_dict().items()}}
-    save_checkpoint(output_dir / "mrhash.pth", {
-        "format": FORMAT, "epoch": best["epoch"], "select": args.select,
-        "network": {"model_type": args.model_type, "hash_bit": args.hash_bit, "head_width": args.head_width,
-                    "image_size": args.image_size, "n_clusters": args.n_clusters, "threshold": args.T,
-                    "autoencoder": autoencoder.settings()},
-        "data": data.as_dict(),
-        "fingerprint": dataset.fingerprint, "model": best["model"]})
+    if rank() == 0:
+        save_checkpoint(output_dir / "mrhash.pth", {
+            "format": FORMAT, "epoch": best["epoch"], "select": args.select,
+            "network": {"model_type": args.model_type, "hash_bit": args.hash_bit, "head_width": args.head_width,
+                        "image_size": args.image_size, "n_clusters": args.n_clusters, "threshold": args.T,
+                        "autoencoder": autoencoder.settings()},
+            "data": data.as_dict(),
+            "fingerprint": dataset.fingerprint, "model": best["model"]})
     print(f"wrote {output_dir / 'mrhash.pth'} (epoch {best['epoch']}, {args.select})")
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, resumable=True))
+    sys.exit(run(main, resumable=True, shared=True))

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from distributed import rank
+from distributed import all_ranks, number_of_ranks, rank
 from hamming import CodeError
 
 ROOT = Path(__file__).resolve().parent
@@ -65,7 +65,8 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(**options)
 
     def error(self, message: str) -> None:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        # Of several ranks, which all have the same flags, one says it.
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n" if not rank() else None)
 
 
 MOST = 2**31 - 1  # of any whole number on the command line; no image, epoch or unit is beyond it
@@ -140,16 +141,20 @@ def positive_float_or_auto(text: str) -> float | None:
     return value
 
 
-def run(main: Callable[[], None], resumable: bool = False) -> int:
+def run(main: Callable[[], None], resumable: bool = False, shared: bool = False) -> int:
     """Call `main`; turn what the user can mend into one line on stderr and exit code 2.
 
+    shared: whether the ranks that torchrun starts share the work; other scripts are not for torchrun.
     Returns 0, 2 (bad input, or the system refused a file), or 128 and the number of the signal that stopped it: 130
     for Ctrl-C (a `resumable` script then says how to go on).
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
-        main()
+        if number_of_ranks() > 1 and not shared:
+            raise InputError(f"{Path(sys.argv[0]).name} is one process: start it without torchrun")
+        with all_ranks():
+            main()
     except (InputError, CodeError) as error:
         text = " ".join(str(error).split())
     except OSError as error:
@@ -247,6 +252,7 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         # Each rank that torchrun starts on a machine takes another card, in turn if they are too few.
         name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+        torch.cuda.set_device(name)
     try:
         device = torch.device(name)
         torch.empty(1, device=device).item()  # which the device `meta`, that has no memory, cannot do

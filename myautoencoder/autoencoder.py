@@ -24,11 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a scr
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import hamming
 from checkpoints import save_checkpoint
 from data_loader import DATASETS, DataConfig, PairedDataset, load_dataset, load_readable
+from distributed import gathered, own_part, rank, step_of, sum_over_ranks, trained_together
 from features import dataset_features, prepare_features, row_norms
 from network import MultisourceAutoencoder
 from options import (
@@ -121,38 +122,46 @@ def reconstruction_loss(reconstructions: Sequence[Tensor], features: Sequence[Te
     return F.mse_loss(reconstructions[1], features[1]) + lambda1 * first
 
 
-def train_one_epoch(model: MultisourceAutoencoder, features: Sequence[Tensor], batches: Sequence[Tensor],
-                    optimizer: torch.optim.Optimizer, lambda1: float, watch: LossWatch) -> Tensor:
-    """One pass over the features; they and the batches of rows lie on the device. Returns the mean loss, a scalar."""
+def train_one_epoch(model: nn.Module, features: Sequence[Tensor], batches: Sequence[Tensor],
+                    optimizer: torch.optim.Optimizer, lambda1: float, watch: LossWatch) -> float:
+    """One pass over the features; they and the batches of rows lie on the device. Returns the mean loss.
+
+    model: the autoencoder, or what `trained_together` makes of it.
+    """
     model.train()
     total = torch.zeros((), device=features[0].device)
     for step, rows in enumerate(batches):
-        batch = [x[rows] for x in features]
-        _, reconstructions = model(batch)
-        loss = reconstruction_loss(reconstructions, batch, lambda1)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        with step_of(len(rows)) as share:
+            batch = [x[rows[share.part]] for x in features]
+            _, reconstructions = model(batch)
+            loss = reconstruction_loss(reconstructions, batch, lambda1)
+            optimizer.zero_grad(set_to_none=True)
+            (loss * share.weight).backward()
+            optimizer.step()
         watch.see(step, loss)
-        total += loss.detach() * len(rows)  # stays on the device: .item() would wait for each step
+        total += loss.detach() * len(share)  # stays on the device: .item() would wait for each step
     watch.check()
-    return total / len(features[0])
+    return float(sum_over_ranks(total.cpu().numpy())) / len(features[0])
 
 
 def latent_map(model: MultisourceAutoencoder, features: Sequence[np.ndarray], dataset: PairedDataset, R: int,
                signs: bool, device: torch.device) -> float:
     """mAP@R of the latents: Euclidean distances, or Hamming distances of their signs."""
     def encode(rows: np.ndarray) -> np.ndarray:
-        chunks = [model.encode_all([torch.from_numpy(x[part]).to(device) for x in features]).cpu()
-                  for part in np.array_split(rows, math.ceil(len(rows) / 8192))]
-        return torch.cat(chunks).numpy()
+        own = rows[own_part(len(rows))]
+        chunks = [model.encode_all([torch.from_numpy(x[part]).to(device) for x in features])
+                  for part in np.array_split(own, max(1, math.ceil(len(own) / 8192)))]
+        return gathered(torch.cat(chunks).cpu(), len(rows)).numpy()
 
     database, query = encode(dataset.database), encode(dataset.query)
     labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
     if signs:
         return hamming.evaluate(hamming.pack_codes(query > 0), hamming.pack_codes(database > 0), *labels,
                                 hash_bit=database.shape[1], R=R, device=str(device))["map"]
-    return hamming.float_map(query, database, *labels, R=R, device=str(device))
+    part = own_part(len(query))
+    own = hamming.float_map(query[part], database, labels[0][part], labels[1], R=R, device=str(device)) * (
+        part.stop - part.start) if part.stop > part.start else 0.0
+    return float(sum_over_ranks(np.array(own))) / len(query)
 
 
 def main() -> None:
@@ -212,6 +221,8 @@ def main() -> None:
         log.restore(model, optimizer)
         best = log.state["best"]
 
+    trained = trained_together(model, device)
+
     # ------------------------------------------------------------ loop
     log.start()
     started = time.time() - log.seconds
@@ -221,8 +232,8 @@ def main() -> None:
                 group["lr"] = step_decay(args.lr, epoch, 0.5, 40)
             generator = torch.Generator().manual_seed(epoch_seed(args.seed, epoch))
             batches = torch.randperm(len(features[0]), generator=generator).to(device).split(args.batch_size)
-            loss = float(train_one_epoch(model, features, batches, optimizer, args.lambda1,
-                                         LossWatch(log, epoch, len(batches), device)))
+            loss = train_one_epoch(trained, features, batches, optimizer, args.lambda1,
+                                   LossWatch(log, epoch, len(batches), device))
             log.check_weights(model, epoch)  # before anything is made of them
             record = {"epoch": epoch, "loss": loss, "lr": optimizer.param_groups[0]["lr"]}
             final = epoch == args.epoch - 1
@@ -236,7 +247,7 @@ def main() -> None:
                         "model": {name: value.cpu().clone() for name, value in model.state_dict().items()}}
             record["seconds"] = round(time.time() - started, 2)
             log.log(record)
-            if final or log.asked or log.due():  # an epoch takes less time than writing it to disk
+            if log.wants_saving() or final:  # an epoch takes less time than writing it to disk
                 log.save(epoch, model=model, optimizer=optimizer, best=best)
             if due:
                 print(f"epoch {epoch}: loss {loss:.5f}" + (f", latent mAP@{R} {record['latent_map']:.4f}"
@@ -251,9 +262,10 @@ def main() -> None:
     if labelled:
         result["latent_map"] = latent_map(model, arrays, dataset, R, bool(args.data_hash), device)
         print(f"kept epoch {best['epoch']} ({args.select}), latent mAP@{R} {result['latent_map']:.4f}")
-    save_checkpoint(output_dir / "autoencoder.pth", result)
+    if rank() == 0:
+        save_checkpoint(output_dir / "autoencoder.pth", result)
     print(f"wrote {output_dir / 'autoencoder.pth'}")
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, resumable=True))
+    sys.exit(run(main, resumable=True, shared=True))

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,12 @@ def stage2_flags(stage1):
             "--eval_frequency", 2, *SMALL]
 
 
+def read_results(folder):
+    """results.json without what differs from run to run."""
+    return {key: value for key, value in json.loads((folder / "results.json").read_text()).items()
+            if key != "seconds"}
+
+
 class Zygote:
     """Starts scripts by forking tests/zygote.py."""
 
@@ -93,6 +100,22 @@ class Zygote:
     def wait(self, pid):
         """Its exit code, or minus the signal that killed it."""
         return self.ask(wait=pid)
+
+    def start_ranks(self, folder, number, *command, prepare=""):
+        """The same command on several ranks, as torchrun would; outputs in `folder`. Returns their process ids."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+        folder.mkdir(parents=True, exist_ok=True)
+        return [self.start(folder / str(rank), *command, prepare=f"""
+import os
+os.environ.update({ {**address, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)} })
+{prepare}""") for rank in range(number)]
+
+    def run_ranks(self, folder, number, *command, prepare=""):
+        """Start them and wait; exit codes and outputs."""
+        codes = [self.wait(pid) for pid in self.start_ranks(folder, number, *command, prepare=prepare)]
+        return codes, [(folder / str(rank)).read_text() for rank in range(number)]
 
     def run(self, output, *command, **options):
         """Start it and wait; exit code and output."""

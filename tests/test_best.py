@@ -178,7 +178,8 @@ def test_an_autoencoder_that_gets_no_features_takes_no_part():
     torch.manual_seed(0)
     model = MrHash(HashNetwork(Backbone("squeezenet1_1", "none", 64), 12), MultisourceAutoencoder((6, 5), 8),
                    torch.randn(4, 8), alpha=7.0)
-    q_image, q_feature, made = model(torch.randn(3, 12), [])
+    code, q_image, q_feature, made = model(torch.randn(3, 512), [], resting=True)
+    assert code.shape == (3, 12)
     assert q_feature is None and made == []
     torch.testing.assert_close(q_image.sum(dim=1), torch.ones(3))
 

@@ -13,7 +13,6 @@ from torchvision import transforms
 
 import features
 import growing_array
-import image_store
 import network
 from data_loader import DataConfig, load_dataset
 from features import dataset_features, features_of
@@ -26,6 +25,7 @@ from image_store import (
     Transform,
     axis_matrix,
     random_crops,
+    training_views,
 )
 from network import Backbone
 from utils import InputError
@@ -137,7 +137,7 @@ def test_one_channel_is_repeated_for_the_network():
     grey = as_pillow(pixels).convert("RGB")
     check_levels(grey_levels(Transform(224, store.side).test(*batch_of(store))[0]),
                  grey_levels(pipeline(224)(grey)), **ROUNDED)
-    trained = Transform(224, store.side).train(*batch_of(store), torch.Generator().manual_seed(0))
+    trained, _ = training_views_of(store, 224, 0)
     levels = grey_levels(trained[0])
     assert trained.shape == (1, 3, 224, 224) and np.abs(levels - levels[:1]).max() < 1e-3
 
@@ -230,27 +230,17 @@ def test_boxes_of_a_batch_fit_each_its_own_image():
 TWICE_ROUNDED = {"most": 2.0, "mean": 0.39}
 
 
-def drawn(store, image_size, seed, monkeypatch):
-    """Transform.train, and the boxes and flips that it drew."""
-    boxes, flips = [], []
-    rand = torch.rand
-
-    def crops(*arguments):
-        boxes.append(random_crops(*arguments))
-        monkeypatch.setattr(torch, "rand", lambda *a, **k: flips.append(rand(*a, **k)) or flips[-1])
-        return boxes[-1]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(image_store, "random_crops", crops)
-        views = Transform(image_size, store.side).train(*batch_of(store), torch.Generator().manual_seed(seed))
-        monkeypatch.setattr(torch, "rand", rand)
-    assert len(boxes) == len(flips) == 1
-    return views, torch.stack(boxes[0], dim=1).tolist(), (flips[0] < 0.5).tolist()
+def training_views_of(store, image_size, seed):
+    """Transform.train of all images of a store, and what was drawn for them."""
+    transform, (images, sizes) = Transform(image_size, store.side), batch_of(store)
+    drawn = transform.draw(sizes, torch.Generator().manual_seed(seed))
+    return transform.train(images, sizes, drawn), drawn
 
 
-def check_training_views(images, image_size, tolerances, monkeypatch, seed=0):
+def check_training_views(images, image_size, tolerances, seed=0):
     store = store_of(*images, image_size=image_size)
-    views, boxes, flips = drawn(store, image_size, seed, monkeypatch)
+    views, drawn = training_views_of(store, image_size, seed)
+    boxes, flips = drawn[:, :4].tolist(), drawn[:, 4].tolist()
     assert views.shape == (len(images), 3, image_size, image_size) and views.dtype == torch.float32
     assert views.is_contiguous(memory_format=torch.channels_last) and 0 < sum(flips) < len(flips)
     for pixels, view, (top, left, high, wide), flip, tolerance in zip(images, views, boxes, flips, tolerances,
@@ -264,47 +254,52 @@ def check_training_views(images, image_size, tolerances, monkeypatch, seed=0):
 
 
 @pytest.mark.parametrize("image_size", [224, 96])
-def test_training_views_of_small_images_are_pillows_enlarged_and_cropped(image_size, monkeypatch):
+def test_training_views_of_small_images_are_pillows_enlarged_and_cropped(image_size):
     images = [picture(seed, 64, 64) for seed in range(8)]
-    check_training_views(images, image_size, [TWICE_ROUNDED] * 8, monkeypatch)
+    check_training_views(images, image_size, [TWICE_ROUNDED] * 8)
 
 
-def test_training_views_of_large_images_are_pillows_crops(monkeypatch):
+def test_training_views_of_large_images_are_pillows_crops():
     images = [picture(seed, 300, 300) for seed in range(8)]
-    check_training_views(images, 224, [ROUNDED] * 8, monkeypatch)
+    check_training_views(images, 224, [ROUNDED] * 8)
 
 
-def test_training_views_of_many_sizes_in_one_batch_are_pillows(monkeypatch):
+def test_training_views_of_many_sizes_in_one_batch_are_pillows():
     shapes = [(64, 64), (300, 400), (31, 47), (500, 256), (256, 256), (40, 400), (256, 700), (700, 100)]
     images = [picture(seed, *shape) for seed, shape in enumerate(shapes)]
-    check_training_views(images, 224, [ROUNDED if min(shape) >= 256 else TWICE_ROUNDED for shape in shapes],
-                         monkeypatch)
+    check_training_views(images, 224, [ROUNDED if min(shape) >= 256 else TWICE_ROUNDED for shape in shapes])
     large = [shape for shape in shapes if min(shape) >= 256] * 2  # padded, none enlarged
     images = [picture(seed, *shape) for seed, shape in enumerate(large)]
-    check_training_views(images, 224, [ROUNDED] * len(large), monkeypatch, seed=1)
+    check_training_views(images, 224, [ROUNDED] * len(large), seed=1)
 
 
-def test_training_views_do_not_depend_on_the_padding(monkeypatch):
+def test_training_views_do_not_depend_on_the_padding():
     image = picture(0, 50, 70)
-    views, boxes, flips = drawn(store_of(image, picture(1, 200, 90), picture(2, 90, 255)), 224, 3, monkeypatch)
-    monkeypatch.setattr(image_store, "random_crops",
-                        lambda *_: tuple(torch.tensor([value]) for value in boxes[0]))
-    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([0.0 if flips[0] else 1.0]))
-    alone = Transform(224, 256).train(*batch_of(store_of(image)), torch.Generator())
+    views, drawn = training_views_of(store_of(image, picture(1, 200, 90), picture(2, 90, 255)), 224, 3)
+    alone = Transform(224, 256).train(*batch_of(store_of(image)), drawn[:1])
     check_levels(grey_levels(alone[0]), grey_levels(views[0]), **EXACT)
 
 
 def test_training_views_depend_on_the_generator_alone():
     store = store_of(*[picture(seed, 64, 64) for seed in range(20)], image_size=32)
-    first, same, other = (Transform(32, store.side).train(*batch_of(store), torch.Generator().manual_seed(seed))
-                          for seed in (1, 1, 2))
+    first, same, other = (training_views_of(store, 32, seed)[0] for seed in (1, 1, 2))
     assert torch.equal(first, same) and not torch.equal(first, other)
+
+
+def test_views_of_later_batches_are_those_of_an_uninterrupted_epoch():
+    store = store_of(*[picture(seed, 40, 50) for seed in range(11)], image_size=32)
+    loader, transform, batches = ImageLoader(store, CPU), Transform(32, store.side), torch.arange(11).split(4)
+    whole, rest = (list(training_views(loader, transform, batches, first, torch.Generator().manual_seed(0)))
+                   for first in (0, 1))
+    assert [len(view) for view in whole] == [4, 4, 3] and len(rest) == 2
+    assert all(torch.equal(one, other) for one, other in zip(whole[1:], rest, strict=True))
+    assert not torch.equal(whole[0], whole[1])
 
 
 def test_half_of_the_training_views_are_flipped():
     brighter_to_the_right = np.arange(0, 240, 30, dtype=np.uint8)[None, :, None].repeat(8, 0).repeat(3, 2)
     store = store_of(*[brighter_to_the_right] * 4000, image_size=7)
-    views = Transform(7, store.side).train(*batch_of(store), torch.Generator().manual_seed(0))
+    views, _ = training_views_of(store, 7, 0)
     flipped = views[..., 0].mean(dim=(1, 2)) > views[..., -1].mean(dim=(1, 2))
     assert abs(flipped.double().mean() - 0.5) < 0.03
 

@@ -138,7 +138,7 @@ def test_gradients_reach_backbone_hash_layer_projection_centres_and_autoencoder(
     torch.manual_seed(0)
     model = MrHash(HashNetwork(Backbone("squeezenet1_1", "none", 64), 12), tiny(), torch.randn(4, 8))
     features = [torch.randn(3, 6), torch.randn(3, 5)]
-    q_image, q_feature, made = model(model.hash_network(torch.randn(3, 3, 64, 64)), features)
+    _, q_image, q_feature, made = model(torch.randn(3, 3, 64, 64), features)
     target = torch.softmax(torch.randn(3, 4), dim=1)
     multi_semantic_loss(target, q_image, q_feature, made, features)[0].backward()
     for part in (model.hash_network.backbone, model.hash_network.hash_layer, model.to_latent,

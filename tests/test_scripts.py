@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import hamming
-from helpers import ROOT, SMALL, call, make_pairs, run_script, script_module, stage1_flags, stage2_flags
+from helpers import SMALL, call, make_pairs, read_results, run_script, script_module, stage1_flags, stage2_flags
 
 
 def test_the_three_commands_lead_from_images_to_a_map(trained):
@@ -202,12 +202,6 @@ def test_stored_codes_are_evaluated_without_a_model(trained, tmp_path, capsys):
         assert json.loads((tmp_path / "results.json").read_text())["map"] == expected[key]
 
 
-def read_results(folder):
-    """results.json without what differs from run to run."""
-    return {key: value for key, value in json.loads((folder / "results.json").read_text()).items()
-            if key != "seconds"}
-
-
 def test_codes_of_any_kind_in_a_folder_are_evaluated_from_the_disk(trained, tmp_path, capsys):
     folder, _ = trained
     expected = read_results(folder / "mr")
@@ -347,66 +341,6 @@ def test_figures_of_items_with_several_labels_count_a_query_in_each_of_its_class
     assert ranks_to_show(10**6, 1900)[-1] == 10**6 and 1900 in ranks_to_show(10**6, 1900)
 
 
-def torchrun(ranks, *command):
-    return run_script("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks, *command)
-
-
-def test_ranks_of_torchrun_give_the_numbers_of_one_process(trained, tmp_path, capsys):
-    folder, _ = trained
-    call(capsys, "test.py", "--codes", folder / "codes.npz", "--output_dir", tmp_path, "--ties", "stable")
-    done = torchrun(2, "test.py", "--pretrain_path", folder / "mr" / "mrhash.pth", "--output_dir", tmp_path / "2",
-                    "--ties", "stable", "--save_codes", tmp_path / "codes.npz", "--batch_size", 4, *SMALL)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("results.json") == 1  # one rank speaks
-    assert read_results(tmp_path / "2") == read_results(tmp_path)
-    assert (tmp_path / "codes.npz").read_bytes() == (folder / "codes.npz").read_bytes()
-    done = torchrun(3, "test.py", "--codes", folder / "codes.npz", "--output_dir", tmp_path / "3")
-    assert done.returncode == 0, done.stderr
-    assert read_results(tmp_path / "3") == read_results(folder / "mr")
-
-
-def test_a_rank_that_fails_ends_the_others_with_a_sentence(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import numpy as np
-from distributed import all_ranks, rank, sum_over_ranks
-from utils import InputError, run
-
-def main():
-    with all_ranks():
-        print("spoken by", rank())
-        if rank() == 1:
-            raise InputError("rank 1 found nothing")
-        sum_over_ranks(np.arange(3))
-
-sys.exit(run(main))
-""")
-    done = torchrun(2, script)
-    assert done.returncode != 0
-    assert done.stdout.splitlines() == ["spoken by 0"]
-    assert "rank 1: error: rank 1 found nothing" in done.stderr
-    assert "RuntimeError" not in done.stderr
-
-
-def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch):
-    import distributed
-    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    monkeypatch.setenv("RANK", "3")
-    assert (distributed.rank(), distributed.number_of_ranks()) == (0, 1)
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
-    monkeypatch.setenv("MASTER_PORT", "1234")
-    assert (distributed.rank(), distributed.number_of_ranks()) == (3, 8)
-    parts = []
-    for number in range(8):
-        monkeypatch.setenv("RANK", str(number))
-        parts += range(21)[distributed.own_part(21)]
-    assert parts == list(range(21))
-
-
 def test_threshold_and_similarity_matrix_do_what_they_say(trained, tmp_path, capsys):
     folder, _ = trained
     model = ["--pretrain_path", folder / "mr" / "mrhash.pth", "--output_dir", tmp_path, *SMALL]
@@ -469,8 +403,6 @@ BAD = [
     ("test.py", ["--codes", "{codes}", "--T", "0.5"], "--T is for codes of real numbers"),
     ("test.py", ["--codes", "{codes}", "--figures", "{text}"], "--figures"),
     ("test.py", ["--codes", "{codes}", "--save_codes", "{tmp}"], "is a folder, expected a file"),
-    ("bench.py", ["ranking", "--sizes", "75000x64"], "DATABASExQUERIESxBITS"),
-    ("bench.py", ["ranking", "--folder", "{tmp}/none"], "not a folder"),
     ("scripts/tie_orders.py", ["{tmp}/none.npz"], "no codes at"),
 ]
 
@@ -481,7 +413,7 @@ def test_bad_input_is_one_line_and_exit_code_2(trained, tmp_path, capsys, name, 
     (tmp_path / "text").write_text("no weights, no codes")
     places = {"tmp": tmp_path, "text": tmp_path / "text", "ae": folder / "ae" / "autoencoder.pth",
               "mr": folder / "mr" / "mrhash.pth", "codes": folder / "codes.npz"}
-    more = [] if "--device" in flags or name.startswith(("bench", "scripts")) else SMALL
+    more = [] if "--device" in flags or name.startswith("scripts") else SMALL
     if name == "train.py" and "{ae}" in flags and "--model_type" not in flags:
         more = [*more, "--model_type", "resnet18", "--image_size", "32"]
         if "--weights" not in flags:
@@ -510,35 +442,6 @@ def test_a_backbone_rate_of_zero_leaves_the_backbone_as_it_was(trained, tmp_path
         models.append(torch.load(tmp_path / str(epochs) / "mrhash.pth", weights_only=True)["model"])
     for name, value in models[0].items():
         assert torch.equal(value, models[1][name]) == name.startswith("hash_network.backbone."), name
-
-
-def test_the_benchmark_compares_methods_that_do_the_same(tmp_path):
-    output = tmp_path / "ranking.json"
-    done = run_script("bench.py", "ranking", "--sizes", "800x16x64", "--repeat", 1, "--output", output)
-    assert done.returncode == 0, done.stderr
-    methods = json.loads(output.read_text())["sizes"]["800x16x64"]
-    assert list(methods) == ["matrix, argsort down the columns", "query by query, argsort", "ours",
-                             "ours, all of results.json", "ours, --ties stable", "distances alone"]
-    for runs in methods.values():
-        assert len(runs) == 1 and runs[0]["seconds"] > 0 and runs[0]["peak_mb"] > runs[0]["more_mb"] >= 0
-    assert done.stdout.count("| 800 x 16 x 64 |") == 6
-
-    bench = script_module("bench.py")
-    bench.write_codes(tmp_path, (800, 16, 64), True)
-    labels = np.load(tmp_path / "database_labels.npy")
-    assert (np.diff(labels) < 0).any() and np.bincount(labels).tolist() == [100] * 8
-    bench.write_codes(tmp_path, (800, 16, 64), False)
-    assert (np.diff(np.load(tmp_path / "database_labels.npy")) >= 0).all()
-    query, database = (np.load(tmp_path / f"{part}_codes.npy") for part in ("query", "database"))
-    distances = np.bitwise_count(query[:, None] ^ database).sum(2, dtype=int)
-    parts = bench.torch.get_num_threads()
-    assert methods["distances alone"][0]["value"] == sum(
-        part[:8].sum() for part in np.array_split(distances, parts))
-    bounds = {"map_min": 0.2, "map": 0.3, "map_max": 0.4}
-    bench._check("query by query, argsort", 0.25, bounds)
-    for name, value in (("query by query, argsort", 0.41), ("ours", 0.25)):
-        with pytest.raises(bench.InputError, match="one of the two is wrong"):
-            bench._check(name, value, bounds)
 
 
 def test_the_table_of_tie_orders_is_that_of_the_codes(trained, capsys):
