@@ -8,6 +8,7 @@ nothing: the workers fork from it, and a zip that is open already would be open 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,9 +58,11 @@ class PlainImages(Dataset):
 def plain_loader(images: PlainImages, batches: Sequence[Sequence[int]], workers: int, device: torch.device
                  ) -> DataLoader:
     """A DataLoader of the given rows, batch by batch: (B, 3, S, S) float32 on the CPU."""
-    # Forked whatever Python's default is: sources need not be picklable.
-    return DataLoader(images, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda",
-                      multiprocessing_context="fork")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # four workers on two cores, as scripts of the field have it
+        # Forked whatever Python's default is: sources need not be picklable.
+        return DataLoader(images, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda",
+                          multiprocessing_context="fork")
 
 
 def in_batches(rows: np.ndarray, batch_size: int) -> list[list[int]]:
