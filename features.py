@@ -69,13 +69,13 @@ def hash_features(network: HashNetwork, features: np.ndarray, rows: np.ndarray, 
 
 
 def features_of(source: ImageSource, label: str, backbone_name: str, backbone: Backbone, image_size: int,
-                device: torch.device, batch_size: int, workers: int, amp: bool, cache_dir: Path | None
+                device: torch.device, batch_size: int, workers: int, amp: bool, compiled: bool, cache_dir: Path | None
                 ) -> np.ndarray:
     """Features of one source, from the cache when these images went through this network before.
 
     Args:
         source: N images. label: for file names and messages. backbone_name, backbone: the network and what
-            its files are called. image_size: side of the crop. batch_size, workers, amp, device: how it
+            its files are called. image_size: side of the crop. batch_size, workers, amp, compiled, device: how it
             is computed. cache_dir: None computes in memory.
     Returns:
         float32 (N, dim), memory-mapped read-only when cached.
@@ -88,6 +88,8 @@ def features_of(source: ImageSource, label: str, backbone_name: str, backbone: B
         loader = ImageLoader(store, device)
         if backbone.needs_calibration:
             calibrate(backbone, loader, image_size)
+        if compiled:
+            backbone.compile_for(device)
         return apply_network(backbone, loader, np.arange(first, len(store)), image_size, batch_size, amp,
                              f"features {label}-{backbone_name}")
 
@@ -227,8 +229,8 @@ def _nearest(points: Tensor, kept: Tensor, count: int) -> Tensor:
 
 
 def dataset_features(dataset: PairedDataset, settings: dict, weights: str, device: torch.device,
-                     batch_size: int, workers: int, cache_dir: str, files: Sequence[str | None] = (None, None)
-                     ) -> tuple[list[np.ndarray], str]:
+                     batch_size: int, workers: int, cache_dir: str, files: Sequence[str | None] = (None, None),
+                     compiled: bool = False) -> tuple[list[np.ndarray], str]:
     """Frozen features of every source of a dataset, rows in the order of `dataset.names`.
 
     Args:
@@ -270,7 +272,7 @@ def dataset_features(dataset: PairedDataset, settings: dict, weights: str, devic
         try:
             given[number] = features_of(dataset.sources[number], dataset.file_label(number),
                                         settings["feature_backbone"], backbone, settings["image_size"], device,
-                                        batch_size, workers, settings["amp"], folder)
+                                        batch_size, workers, settings["amp"], compiled, folder)
         except UnreadableImages as error:  # then all of them, also those of the sources to come
             for other in range(number + 1, len(dataset.sources)):
                 error.add(unreadable(dataset.sources[other], dataset.file_label(other), workers),

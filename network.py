@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import itertools
+import logging
 import socket
 import warnings
 from collections.abc import Iterable, Sequence
@@ -177,6 +178,17 @@ class Backbone(nn.Module):
         for layer, momentum in zip(self._batch_norms(), momenta, strict=True):
             layer.momentum = momentum
         self.eval()
+
+    def compile_for(self, device: torch.device) -> None:
+        """From now on run as torch.compile makes it. Raises InputError where it cannot compile for `device`."""
+        # Else it says that there is no CUDA runtime, where there need not be one.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        try:
+            torch.compile(torch.square)(torch.zeros(4, device=device))
+        except Exception as error:  # of many kinds; they do not all derive from one
+            raise InputError(f"--compile: torch cannot compile here ({reason_of(error)}): leave it out, or install a "
+                             "C++ compiler (CPU) or Triton (CUDA)") from None
+        self.compile()
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.model(images)

@@ -100,6 +100,9 @@ def add_run_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
     group.add_argument("--device", default="auto", help="auto takes cuda, then mps, then cpu")
     group.add_argument("--amp", action="store_true",
                        help="bfloat16 where it is safe: faster on recent GPUs, slightly different numbers")
+    group.add_argument("--compile", action="store_true",
+                       help="torch.compile of the CNN: takes one or two minutes and, on a CPU, a C++ compiler; pays "
+                            "from some ten thousand images on (docs/scale.md)")
     group.add_argument("--cache_dir", default="cache",
                        help="where decoded images and features are kept for the next run; none keeps "
                             "them in memory")

@@ -97,6 +97,8 @@ def hash_dataset(args: argparse.Namespace, device: Any) -> tuple[dict[str, Any],
         store = ImageStore.open(dataset.source1, dataset.file_label(0), network["image_size"], cache_dir,
                                 args.workers)
         loader = ImageLoader(store, device, resident=False)  # each image is needed once
+        if args.compile:
+            hash_network.backbone.compile_for(device)
     else:
         print("hashing the features that the backbone's weights are known to give")
         hash_network.to(device)

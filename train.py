@@ -263,7 +263,7 @@ def main() -> None:
                          f"would not in a run to epoch {args.max_epoch}: begin again with --overwrite")
     arrays, _ = dataset_features(dataset, stage1["features"],
                                  args.feature_weights or stage1["features"]["feature_weights"], device,
-                                 args.batch_size, args.workers, args.cache_dir, files)
+                                 args.batch_size, args.workers, args.cache_dir, files, args.compile)
     for number, x in enumerate(arrays):
         log.began_with(f"features{number + 1}", row_norms(x), f"the images of source {number + 1}, or their features,")
     arrays = prepare_features(arrays, dataset.train, stage1["features"], device)
@@ -292,8 +292,10 @@ def main() -> None:
         if backbone.needs_calibration:  # features that come from the cache would leave it as it is
             calibrate(backbone, loader, args.image_size)
         seen = features_of(dataset.source1, dataset.file_label(0), args.model_type, backbone, args.image_size, device,
-                           args.batch_size, args.workers, args.amp, cache_dir)
+                           args.batch_size, args.workers, args.amp, args.compile, cache_dir)
         seen_in_training = torch.from_numpy(seen[dataset.train]).to(device)
+    if args.compile:
+        backbone.compile_for(device)
     model = MrHash(HashNetwork(backbone, args.hash_bit, args.head_width), autoencoder, centres, alpha)
     model.centres.requires_grad_(args.centres == "trained")
     model = model.to(device, memory_format=torch.channels_last)

@@ -99,7 +99,7 @@ def measure_one(name: str, args: argparse.Namespace, cache: Path) -> Run:
     model = MrHash(hash_network, autoencoder, torch.randn(CLUSTERS, LATENT))
     model = model.to(device, memory_format=torch.channels_last)
     if name == COMPILED:
-        model.hash_network.compile()
+        model.hash_network.backbone.compile_for(device)
     optimizer = torch.optim.Adam(model.parameter_groups(0.001, 0.01))
 
     def steps(batches: Sequence[Tensor], views: Iterator[Tensor]) -> None:

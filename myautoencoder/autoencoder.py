@@ -203,7 +203,8 @@ def main() -> None:
                         "image_size": args.image_size, "amp": args.amp, "files": files,
                         "feature_norm": args.feature_norm, "neighbours": args.neighbours}
     arrays, content = dataset_features(dataset, feature_settings, args.feature_weights, device,
-                                       min(args.batch_size, 128), args.workers, args.cache_dir, files)
+                                       min(args.batch_size, 128), args.workers, args.cache_dir, files,
+                                       args.compile)
     if args.features1 and args.features2:  # no backbone took part
         feature_settings |= {"feature_backbone": None, "feature_weights": None}
     log.began_with("content", content, "the weights or feature files")

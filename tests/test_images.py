@@ -587,7 +587,7 @@ def test_failed_extraction_leaves_no_features_and_is_gone_on_with(tmp_path, how,
 
     def extracted(how, folder):
         network = Failing(how)
-        return network, lambda: features_of(source, "test", "failing", network, SIZE, CPU, 4, 2, False, folder)
+        return network, lambda: features_of(source, "test", "failing", network, SIZE, CPU, 4, 2, False, False, folder)
 
     with pytest.raises((RuntimeError, KeyboardInterrupt, InputError)) as caught:
         extracted(how, tmp_path)[1]()

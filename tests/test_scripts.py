@@ -12,6 +12,7 @@ from PIL import Image
 
 import hamming
 from helpers import SMALL, call, make_pairs, read_results, run_script, script_module, stage1_flags, stage2_flags
+from network import Backbone
 
 
 def test_the_three_commands_lead_from_images_to_a_map(trained):
@@ -463,3 +464,44 @@ def test_the_table_of_tie_orders_is_that_of_the_codes(trained, capsys):
     assert rows["stable, database reversed"][0] == f"{backwards['map']:.3f}"
     for name, cells in rows.items():
         assert results["map_min"] - 1e-3 <= float(cells[0]) <= results["map_max"] + 1e-3, name
+
+
+# ------------------------------------------------------------------------ torch.compile
+
+
+def test_compile_is_used_where_images_go_through_a_network_and_refused_where_it_cannot(trained, tmp_path, capsys,
+                                                                                      monkeypatch):
+    folder, _ = trained
+    compiled = []
+    commands = (("myautoencoder/autoencoder.py", [*stage1_flags(folder), "--output_dir", tmp_path / "ae"], 2),
+                ("train.py", [*stage2_flags(folder / "ae" / "autoencoder.pth"), "--output_dir", tmp_path / "mr"], 3),
+                ("test.py", ["--pretrain_path", folder / "mr" / "mrhash.pth", "--output_dir", tmp_path, *SMALL], 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Backbone, "compile", lambda network: compiled.append(type(network)))
+        patch.setattr(torch, "compile", lambda function: function)
+        for name, flags, times in commands:  # train.py: the features of two sources, and what it trains
+            compiled.clear()
+            code, _, error = call(capsys, name, *flags)
+            assert (code, compiled) == (0, []), error
+            code, _, error = call(capsys, name, *flags, "--compile", *["--overwrite"] * (name != "test.py"))
+            assert (code, compiled) == (0, [Backbone] * times), error
+
+    def fail(function):
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    for name, flags, _ in commands:
+        code, _, error = call(capsys, name, *flags, "--compile", *["--overwrite"] * (name != "test.py"))
+        assert code == 2 and error.count("\n") == 1
+        assert "--compile: torch cannot compile here (No working C++ compiler found): leave it out" in error
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_what_it_gave():
+    torch.manual_seed(0)
+    backbone, images = Backbone("resnet18", "none", 32, "adapt").train(), torch.rand(6, 3, 32, 32)
+    expected = backbone(images)
+    backbone.compile_for(torch.device("cpu"))
+    torch.testing.assert_close(backbone(images), expected, rtol=1e-3, atol=1e-4)
+    expected = backbone.eval()(images)
+    torch.testing.assert_close(backbone(images[:4]), expected[:4], rtol=1e-3, atol=1e-4)  # a batch of another size
