@@ -58,11 +58,11 @@ class PlainImages(Dataset):
 def plain_loader(images: PlainImages, batches: Sequence[Sequence[int]], workers: int, device: torch.device
                  ) -> DataLoader:
     """A DataLoader of the given rows, batch by batch: (B, 3, S, S) float32 on the CPU."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # four workers on two cores, as scripts of the field have it
-        # Forked whatever Python's default is: sources need not be picklable.
-        return DataLoader(images, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda",
-                          multiprocessing_context="fork")
+    # Four workers on two cores, as scripts of the field have it: torch would say so each time.
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
+    # Forked whatever Python's default is: sources need not be picklable.
+    return DataLoader(images, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda",
+                      multiprocessing_context="fork")
 
 
 def in_batches(rows: np.ndarray, batch_size: int) -> list[list[int]]:
