@@ -220,7 +220,7 @@ def test_the_head_learns_first_and_the_backbone_rests(trained, tmp_path, capsys)
     assert json.loads((tmp_path / "head" / "results.json").read_text())["map"] == pytest.approx(log[-1]["map"])
 
 
-@pytest.mark.parametrize("stop", [-3, -1, 0])
+@pytest.mark.parametrize("stop", [-3, pytest.param(-1, marks=pytest.mark.slow), 0])
 def test_a_run_stopped_in_or_after_the_head_ends_as_an_uninterrupted_one(trained, tmp_path, capsys, monkeypatch, stop):
     import runs
     flags = ["--max_epoch", 1, "--targets", "once", "--select", "loss"]

@@ -8,11 +8,12 @@ import time
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import stochastic_depth
 
 import distributed
 from helpers import ROOT, SMALL, call, read_results, run_script, script_module, stage1_flags, stage2_flags
 from image_store import ImageLoader, ImageStore, Transform, training_views
-from layers import SharedBatchNorm2d, SharedDropout, share_layers
+from layers import SharedBatchNorm2d, SharedDropout, SharedStochasticDepth, share_layers
 from network import Backbone, HashNetwork, MrHash, MultisourceAutoencoder
 
 CPU = torch.device("cpu")
@@ -72,7 +73,7 @@ def test_shares_are_all_rows_once_and_their_weights_make_the_mean(as_rank, rows,
     assert mean == pytest.approx(values.mean(), abs=1e-12)
 
 
-def test_dropout_and_crops_of_a_share_are_those_of_the_whole_batch(as_rank, tmp_path):
+def test_dropout_and_crops_of_a_share_are_those_of_the_whole_batch(as_rank):
     x = torch.rand(7, 5)
     torch.manual_seed(0)
     whole = torch.nn.functional.dropout(x, 0.3, True)
@@ -85,20 +86,26 @@ def test_dropout_and_crops_of_a_share_are_those_of_the_whole_batch(as_rank, tmp_
     def views():
         return list(training_views(loader, transform, batches, 0, torch.Generator().manual_seed(0)))
 
-    alone, together, dropped = views(), [[], []], []
+    torch.manual_seed(0)
+    branches = stochastic_depth(x, 0.5, "row")
+    torch.manual_seed(0)
+    assert torch.equal(SharedStochasticDepth(0.5, "row")(x), branches)
+    alone, together, dropped, left_out = views(), [[], []], [], []
     for rank in range(3):
         as_rank(rank, 3)
         with distributed.step_of(7) as share:
             torch.manual_seed(0)
             dropped.append(SharedDropout(0.3)(x[share.part]))
+            torch.manual_seed(0)
+            left_out.append(SharedStochasticDepth(0.5, "row")(x[share.part]))
         for into, view in zip(together, views(), strict=True):
             into.append(view)
-    assert torch.equal(torch.cat(dropped), whole)
+    assert torch.equal(torch.cat(dropped), whole) and torch.equal(torch.cat(left_out), branches)
     for one, parts in zip(alone, together, strict=True):
         assert torch.equal(torch.cat(parts), one)
 
 
-def test_layers_of_torchvision_are_exchanged_without_a_change(monkeypatch):
+def test_layers_of_torchvision_are_exchanged_without_a_change():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4),
                                   torch.nn.Sequential(torch.nn.Dropout(0.2), torch.nn.ReLU()))
     before = {key: value.clone() for key, value in network.state_dict().items()}
