@@ -36,8 +36,6 @@ def meeting() -> Iterator[None]:
     """Turn what the libraries say when a rank has gone into a ConnectionError of one line."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
         # gloo raises plain RuntimeErrors, as everything else does that may go wrong in between.
         if not (isinstance(error, distributed.DistError)
