@@ -656,6 +656,18 @@ def ranked_ap(
     return ap / np.maximum(found, 1)
 
 
+def _nearest_first(distances: torch.Tensor, R: int) -> torch.Tensor:
+    """Indices (Q, R) of the least of the float32 distances (Q, N), in order, ties by index; all where R > N."""
+    if distances.device.type == "mps":  # has no selection among integers of 64 bits
+        return distances.sort(stable=True).indices[:, :R]
+    # A float's bits, read as an integer, order as the float does; of negative ones the other way round. With the
+    # index behind them no two keys are equal, and the R least can be selected: a third of the time of a sort.
+    bits = (distances + 0.0).view(torch.int32)  # -0.0 is 0.0
+    keys = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() << 32
+    keys |= torch.arange(distances.shape[1], device=distances.device)
+    return keys.topk(min(R, distances.shape[1]), largest=False, sorted=True).indices
+
+
 @torch.inference_mode()
 def float_map(
     query: Array, database: Array, query_labels: Array, database_labels: Array, R: int,
@@ -685,7 +697,7 @@ def float_map(
     for start in range(0, len(query), size):
         block = (query[start : start + size] - centre).astype(np.float32)
         block = torch.from_numpy(block).to(device)
-        order = (half_norms - _product(block, vectors)).sort(stable=True).indices[:, :R]
+        order = _nearest_first(half_norms - _product(block, vectors), R)
         relevance = _share_label(targets[start : start + size], labels).gather(1, order)
         total += ranked_ap(relevance, R).sum()
     return float(total / len(query))

@@ -299,7 +299,8 @@ def main() -> None:
     model = MrHash(HashNetwork(backbone, args.hash_bit, args.head_width), autoencoder, centres, alpha)
     model.centres.requires_grad_(args.centres == "trained")
     model = model.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameter_groups(args.lr, args.multi_lr))
+    # Fused: one pass over the weights a step, not ten.
+    optimizer = torch.optim.Adam(model.parameter_groups(args.lr, args.multi_lr), fused=True)
     best = {"score": -math.inf, "epoch": None, "model": None}  # stays empty for --select last
     if log.state is not None:
         log.restore(model, optimizer)

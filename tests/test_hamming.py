@@ -674,6 +674,13 @@ def test_float_map_equals_plain_numpy(multi):
     assert hamming.float_map(far[:20], far[20:], data[2], data[3], 50) == pytest.approx(want)
 
 
+@pytest.mark.parametrize("R", [1, 60, 100, 101])
+def test_the_nearest_come_as_a_stable_sort_has_them(R):
+    values = torch.randn(3, 100, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # ties, below 0 too
+    values[0, :6] = torch.tensor([0.0, -0.0, torch.inf, 1e-45, -torch.inf, -1e-45])
+    assert torch.equal(hamming._nearest_first(values, R), values.sort(stable=True).indices[:, :R])
+
+
 # ------------------------------------------------------------------------ evaluate
 
 
