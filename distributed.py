@@ -227,18 +227,8 @@ def trained_together(network: nn.Module, device: torch.device, some_unused: bool
                                    gradient_as_bucket_view=True, find_unused_parameters=some_unused)
 
 
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        distributed.all_reduce(total, group=group_of(values.device))
-        return total
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        return _Sum.forward(context, gradient)  # the sum went into the loss of every rank
-
-
-def summed(values: Tensor) -> Tensor:
-    """The sum of every rank's tensor, on every rank; gradients flow back through it."""
-    return _Sum.apply(values)
+def of_each_rank(values: Tensor) -> Tensor:
+    """Every rank's tensor, (ranks, ...), on the device of `values`."""
+    parts = [torch.empty_like(values) for _ in range(number_of_ranks())]
+    distributed.all_gather(parts, values, group=group_of(values.device))
+    return torch.stack(parts)

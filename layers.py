@@ -6,11 +6,14 @@ several ranks train to what one would have made of the same batches, but for rou
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torchvision.ops import StochasticDepth
 
-from distributed import share_in_hand, summed
+from distributed import of_each_rank, share_in_hand
 
 
 def _kept(shape: tuple[int, ...], probability: float, like: Tensor) -> Tensor:
@@ -39,6 +42,41 @@ class SharedStochasticDepth(StochasticDepth):
         return x * _kept((len(x), *[1] * (x.ndim - 1)), 1 - self.p, x)
 
 
+class _Normalised(torch.autograd.Function):
+    """Batch normalisation over the rows of all ranks, with one exchange there and one back."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, counts: bool
+                ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x (B, C, H, W) float32, of rows that count or not -> the same shape; mean, variance (C,), how many values."""
+        own = torch.full((1,), x.numel() / x.shape[1] * counts, device=x.device)
+        variances, means = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        numbers, means, variances = of_each_rank(torch.cat([own, means, variances])).double().split(
+            [1, len(weight), len(weight)], dim=1)
+        # Chan et al., 1979: sums of squares would lose digits where a mean is large.
+        shares = numbers / numbers.sum()
+        mean = (shares * means).sum(dim=0)
+        variance = (shares * (variances + (means - mean).square())).sum(dim=0).float()
+        mean, number = mean.float(), numbers.sum().float()
+        context.save_for_backward(x, weight, mean, variance, number)
+        context.eps, context.counts = eps, counts
+        context.mark_non_differentiable(mean, variance, number)
+        return nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps), mean, variance, number
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, variance, number = context.saved_tensors
+        scale = torch.rsqrt(variance + context.eps)
+        centred = x - mean[:, None, None]
+        of_bias = gradient.sum(dim=(0, 2, 3))
+        of_weight = (gradient * centred).sum(dim=(0, 2, 3)) * scale
+        # Mean and variance depend on each row that counts: what all outputs lose by it.
+        by_bias, by_weight = of_each_rank(torch.stack([of_bias, of_weight])).sum(dim=0) / number * context.counts
+        of_x = gradient - by_bias[:, None, None] - centred * (by_weight * scale)[:, None, None]
+        return of_x * (weight * scale)[:, None, None], of_weight, of_bias, None, None
+
+
 class SharedBatchNorm2d(nn.BatchNorm2d):
     """nn.BatchNorm2d whose mean and variance, in a training step, are those of all ranks together.
 
@@ -50,19 +88,13 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         share = share_in_hand()
         if share is None or not self.training:
             return super().forward(x)
-        count = share.total * x.shape[2] * x.shape[3]
-        values = x.float()
-        # In two rounds: the difference of two large sums would lose digits.
-        mean = summed(values.sum(dim=(0, 2, 3)) * share.counts) / count
-        centred = values - mean[:, None, None]
-        variance = summed(centred.square().sum(dim=(0, 2, 3)) * share.counts) / count
+        made, mean, variance, number = _Normalised.apply(x.float(), self.weight, self.bias, self.eps, share.counts)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             factor = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean, factor)
-            self.running_var.lerp_(variance * count / max(1, count - 1), factor)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+            self.running_var.lerp_(variance * number / (number - 1).clamp(min=1), factor)
+        return made.to(x.dtype)
 
 
 def share_layers(network: nn.Module) -> None:

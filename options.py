@@ -99,7 +99,8 @@ def add_run_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
                        help="threads that decode images the first time; raise it on a machine of many cores")
     group.add_argument("--device", default="auto", help="auto takes cuda, then mps, then cpu")
     group.add_argument("--amp", action="store_true",
-                       help="bfloat16 where it is safe: faster on recent GPUs, slightly different numbers")
+                       help="bfloat16 where it is safe, slightly different numbers: about twice as fast on processors "
+                            "and GPUs that have it, many times slower on others, which it says")
     group.add_argument("--compile", action="store_true",
                        help="torch.compile of the CNN: takes one or two minutes and, on a CPU, a C++ compiler; pays "
                             "from some ten thousand images on (docs/scale.md)")

@@ -41,6 +41,7 @@ from utils import (
     resolve_path,
     run,
     warn,
+    warn_of_slow_bfloat16,
     write_json,
 )
 
@@ -94,6 +95,8 @@ def hash_dataset(args: argparse.Namespace, device: Any) -> tuple[dict[str, Any],
     known = known_features(dataset.source1, dataset.file_label(0), network["model_type"], hash_network.backbone,
                            network["image_size"], args.amp, cache_dir)
     if known is None:
+        if args.amp:
+            warn_of_slow_bfloat16(device)
         store = ImageStore.open(dataset.source1, dataset.file_label(0), network["image_size"], cache_dir,
                                 args.workers)
         loader = ImageLoader(store, device, resident=False)  # each image is needed once

@@ -70,6 +70,7 @@ from utils import (
     share,
     step_decay,
     warn,
+    warn_of_slow_bfloat16,
 )
 
 FORMAT = "mrhash-1"
@@ -228,6 +229,8 @@ def codes_map(outputs: Callable[[np.ndarray], np.ndarray], dataset: PairedDatase
 def main() -> None:
     args = parse_arguments()
     device = pick_device(args.device)
+    if args.amp:
+        warn_of_slow_bfloat16(device)
     seed_everything(args.seed)
 
     # ------------------------------------------------------------ data

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,24 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # batches keep their shape, so the search pays
     return device
+
+
+def warn_of_slow_bfloat16(device: torch.device) -> None:
+    """Say so where a CPU has no arithmetic for bfloat16 and imitates it, which takes many times as long."""
+    if device.type != "cpu":
+        return
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        square, times = torch.ones(384, 384, dtype=dtype), []
+        for _ in range(4):  # the first one starts the library
+            started = time.perf_counter()
+            square @ square
+            times.append(time.perf_counter() - started)
+        seconds[dtype] = min(times[1:])
+    slower = seconds[torch.bfloat16] / seconds[torch.float32]
+    if slower > 1.5:
+        warn(f"--amp: this processor takes {slower:.0f} times as long for products in bfloat16 as in float32: leave it "
+             "out here")
 
 
 def autocast(device: torch.device, enabled: bool) -> torch.autocast:

@@ -4,6 +4,9 @@ Written as such scripts are written by people who know torch: worker processes, 
 gradients where none are needed; float32, one torchvision transform after the other, .item() at every step, and an
 evaluation by one matrix and its argsort. `source` is always an ImageSource of which the calling process has read
 nothing: the workers fork from it, and a zip that is open already would be open to all of them at one place.
+
+The last part does as the published autoencoder script does (github.com/sunyuxi/MrHash, myautoencoder/), where that
+is not the same.
 """
 
 from __future__ import annotations
@@ -127,3 +130,67 @@ def plain_latent_map(model: MultisourceAutoencoder, query: Sequence[Tensor], dat
     distances = (np.square(database_latents).sum(axis=1)[:, None] - 2 * database_latents @ query_latents.T
                  + np.square(query_latents).sum(axis=1))
     return map_by_matrix(-distances, query_labels, database_labels, R)
+
+
+# ---------------------------------------------------------------- the autoencoder, to the letter
+
+
+class PublishedItems(Dataset):
+    """One item at a time: NumPy rows of the features of both sources, one-hot label (int8), index."""
+
+    def __init__(self, features: Sequence[np.ndarray], labels: np.ndarray) -> None:
+        self.features, self.labels = features, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, Tensor]:
+        first, second = (x[row] for x in self.features)
+        return first, second, self.labels[row], torch.tensor(row)
+
+
+def published_autoencoder_epoch(model: MultisourceAutoencoder, loader: DataLoader, optimizer: torch.optim.Optimizer,
+                                lambda1: float, device: torch.device) -> float:
+    """One pass over a loader of PublishedItems; both parts of the loss, and their sum, are asked for at each step."""
+    model.train()
+    told = []
+    for first, second, _, _ in loader:
+        features = [first.to(device), second.to(device)]
+        optimizer.zero_grad()
+        _, reconstructions = model(features)
+        parts = [nn.functional.mse_loss(made, x) for made, x in zip(reconstructions, features, strict=True)]
+        loss = parts[1] + lambda1 * parts[0]
+        loss.backward()
+        optimizer.step()
+        told.append([value.item() for value in (loss, *parts)])
+    return float(np.mean(told, axis=0)[0])
+
+
+def _published_latents(model: MultisourceAutoencoder, loader: DataLoader, device: torch.device
+                       ) -> tuple[Tensor, np.ndarray]:
+    """Latents and labels; everything is reconstructed besides, and what gradients would need is kept."""
+    model.eval()
+    latents, labels = [], []
+    for first, second, label, _ in loader:
+        latents.append(model([first.to(device), second.to(device)])[0].detach())
+        labels.append(label.numpy())
+    return torch.cat(latents), np.concatenate(labels)
+
+
+def published_latent_map(model: MultisourceAutoencoder, query: PublishedItems, database: PublishedItems, R: int,
+                         batch_size: int, device: torch.device) -> tuple[float, float]:
+    """mAP@R and the recall of the first R by Euclidean distances of latents."""
+    (query_latents, query_labels), (database_latents, database_labels) = (
+        _published_latents(model, DataLoader(items, batch_size=batch_size), device) for items in (query, database))
+    distances = torch.cdist(database_latents, query_latents).cpu().numpy()
+    recalls = []
+    order = np.argsort(distances, axis=0)
+    scores = []
+    for column, label in enumerate(query_labels):
+        wanted = np.where(label == 0, -1, label)
+        relevant = np.sum(database_labels[order[:R, column]] == wanted, axis=1) > 0
+        hits = relevant.sum()
+        precision = np.cumsum(relevant) / np.arange(1, len(relevant) + 1)
+        scores.append((precision * relevant).sum() / hits if hits else 0.0)
+        recalls.append(hits / np.sum(np.sum(database_labels == wanted, axis=1) > 0))
+    return float(np.mean(scores)), float(np.mean(recalls))

@@ -45,6 +45,7 @@ from runs import LossWatch, Run
 from utils import (
     ArgumentParser,
     InputError,
+    autocast,
     epoch_seed,
     image_side,
     non_negative_float,
@@ -57,6 +58,7 @@ from utils import (
     seed_everything,
     step_decay,
     warn,
+    warn_of_slow_bfloat16,
 )
 
 FORMAT = "mrhash-autoencoder-1"
@@ -123,18 +125,19 @@ def reconstruction_loss(reconstructions: Sequence[Tensor], features: Sequence[Te
 
 
 def train_one_epoch(model: nn.Module, features: Sequence[Tensor], batches: Sequence[Tensor],
-                    optimizer: torch.optim.Optimizer, lambda1: float, watch: LossWatch) -> float:
+                    optimizer: torch.optim.Optimizer, lambda1: float, amp: bool, watch: LossWatch) -> float:
     """One pass over the features; they and the batches of rows lie on the device. Returns the mean loss.
 
-    model: the autoencoder, or what `trained_together` makes of it.
+    model: the autoencoder, or what `trained_together` makes of it. amp: its products in bfloat16; the loss is float32.
     """
     model.train()
     total = torch.zeros((), device=features[0].device)
     for step, rows in enumerate(batches):
         with step_of(len(rows)) as share:
             batch = [x[rows[share.part]] for x in features]
-            _, reconstructions = model(batch)
-            loss = reconstruction_loss(reconstructions, batch, lambda1)
+            with autocast(features[0].device, amp):
+                _, reconstructions = model(batch)
+            loss = reconstruction_loss([x.float() for x in reconstructions], batch, lambda1)
             optimizer.zero_grad(set_to_none=True)
             (loss * share.weight).backward()
             optimizer.step()
@@ -167,6 +170,8 @@ def latent_map(model: MultisourceAutoencoder, features: Sequence[np.ndarray], da
 def main() -> None:
     args = parse_arguments()
     device = pick_device(args.device)
+    if args.amp:
+        warn_of_slow_bfloat16(device)
     seed_everything(args.seed)
 
     # ------------------------------------------------------------ data
@@ -234,7 +239,7 @@ def main() -> None:
                 group["lr"] = step_decay(args.lr, epoch, 0.5, 40)
             generator = torch.Generator().manual_seed(epoch_seed(args.seed, epoch))
             batches = torch.randperm(len(features[0]), generator=generator).to(device).split(args.batch_size)
-            loss = train_one_epoch(trained, features, batches, optimizer, args.lambda1,
+            loss = train_one_epoch(trained, features, batches, optimizer, args.lambda1, args.amp,
                                    LossWatch(log, epoch, len(batches), device))
             log.check_weights(model, epoch)  # before anything is made of them
             record = {"epoch": epoch, "loss": loss, "lr": optimizer.param_groups[0]["lr"]}

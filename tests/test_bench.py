@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import autoencoder, common, end2end, features, plain, ranking, training
 from helpers import call, make_pairs, script_module
@@ -165,33 +166,58 @@ SIZES = ["--images", 120, "--queries", 20, "--width", 24, "--device", "cpu"]
 
 
 def test_the_autoencoder_is_measured_with_the_monitor_that_goes_with_an_epoch(tmp_path, capsys, monkeypatch):
-    epochs, train_one_epoch = [], autoencoder.train_one_epoch
-    monkeypatch.setattr(autoencoder, "train_one_epoch", lambda *arguments: epochs.append(train_one_epoch(*arguments)))
-    table, content = bench(capsys, tmp_path, "autoencoder", *SIZES, "--epochs", 2, "--repeat", 3)
+    in_bfloat16, train_one_epoch = [], autoencoder.train_one_epoch
+
+    def watched(*arguments):
+        in_bfloat16.append(arguments[-2])
+        train_one_epoch(*arguments)
+
+    monkeypatch.setattr(autoencoder, "train_one_epoch", watched)
+    table, content = bench(capsys, tmp_path, "autoencoder", *SIZES, "--epochs", 2, "--repeat", 3, "--amp",
+                           "--encoder", "unisource")
     runs = content["runs"]
-    assert list(runs) == [autoencoder.PUBLISHED, autoencoder.OURS, autoencoder.OFTEN]
-    assert len(epochs) == 1 + 2 * 3 * 2  # one to begin with; two methods of ours, three rounds, two epochs each
-    check_medians(table, runs, "epochs/s: median (least - most)", "epochs_per_second")
-    for of, every in zip(runs.values(), (1, 20, 1), strict=True):
+    products = runs.pop(autoencoder.PRODUCTS)
+    assert list(runs) == [autoencoder.PUBLISHED, autoencoder.PLAIN, autoencoder.OURS, autoencoder.OFTEN,
+                          autoencoder.AMP]
+    # One to begin with; methods of ours, three rounds, two epochs each.
+    assert in_bfloat16.count(False) == 1 + 2 * 3 * 2 and in_bfloat16.count(True) == 1 + 3 * 2
+    check_medians(table, runs | {autoencoder.PRODUCTS: products}, "epochs/s: median (least - most)",
+                  "epochs_per_second")
+    for of, every in zip(runs.values(), (1, 1, 20, 1, 20), strict=True):
         for run in of:
             assert run["seconds"] == pytest.approx(run["epoch_seconds"] + run["monitor_seconds"] / every)
             assert run["epochs_per_second"] == pytest.approx(1 / run["seconds"])
             assert min(run["epoch_seconds"], run["monitor_seconds"]) > 0
 
 
-def test_both_autoencoder_loops_learn_and_their_monitors_agree():
+def test_all_autoencoder_loops_learn_and_their_monitors_agree():
     arrays, dataset = autoencoder.draw_features(200, 20, 24)
-    both = [kind(arrays, dataset, torch.device("cpu")) for kind in (autoencoder.Published, autoencoder.Ours)]
-    first = [loop.monitor() for loop in both]
-    autoencoder.check(*first)
+    loops = [kind(arrays, dataset, "dual", torch.device("cpu"))
+            for kind in (autoencoder.Published, autoencoder.Plain, autoencoder.Ours)]
+    first = [loop.monitor() for loop in loops]
+    autoencoder.check(first[0], first[1])
+    autoencoder.check(first[0], first[2])
     assert 0.2 < first[0] < 0.8  # classes that overlap: neither chance nor perfect
     given = [torch.from_numpy(x[dataset.database]) for x in arrays]
-    for loop in both:
+    for loop in loops:
         losses = []
         for _ in range(20):
             losses.append(reconstruction_loss(loop.model(given)[1], given, autoencoder.LAMBDA1).item())
             loop.epoch()
         assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_products_counted_are_those_of_a_training_step():
+    """As many multiplications as torch counts in a step of the network."""
+    model = autoencoder.MultisourceAutoencoder([40, 30], autoencoder.LATENT, "dual")
+    features = [torch.rand(autoencoder.BATCH, width) for width in (40, 30)]
+    counted = []
+    for function in (lambda: reconstruction_loss(model(features)[1], features, 0.1).backward(),
+                     lambda: autoencoder.products(model, 1, torch.device("cpu"))):
+        with FlopCounterMode(display=False) as counter:
+            function()
+        counted.append(counter.get_total_flops())
+    assert counted[0] == counted[1] > 0
 
 
 def test_monitors_that_disagree_are_found_out(tmp_path, capsys, monkeypatch):
