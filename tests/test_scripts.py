@@ -12,7 +12,9 @@ from PIL import Image
 
 import hamming
 from helpers import SMALL, call, make_pairs, read_results, run_script, script_module, stage1_flags, stage2_flags
-from network import Backbone
+from network import Backbone, MultisourceAutoencoder
+from runs import LossWatch
+from utils import warn_of_slow_bfloat16
 
 
 def test_the_three_commands_lead_from_images_to_a_map(trained):
@@ -503,3 +505,32 @@ def test_a_compiled_network_gives_what_it_gave():
     torch.testing.assert_close(backbone(images), expected, rtol=1e-3, atol=1e-4)
     expected = backbone.eval()(images)
     torch.testing.assert_close(backbone(images[:4]), expected[:4], rtol=1e-3, atol=1e-4)  # a batch of another size
+
+
+def test_amp_trains_the_autoencoder_in_bfloat16_with_a_loss_in_float32():
+    stage1 = script_module("myautoencoder/autoencoder.py")
+    seen, ends = [], []
+    features = [torch.rand(40, width, generator=torch.Generator().manual_seed(width)) for width in (12, 10)]
+    for amp in (False, True):
+        torch.manual_seed(0)
+        model = MultisourceAutoencoder([12, 10], 4)
+        model.fuse.register_forward_hook(lambda layer, given, made: seen.append(made.dtype))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.001, fused=True)
+        watch = LossWatch(None, 0, 4, torch.device("cpu"))
+        loss = stage1.train_one_epoch(model, features, torch.arange(40).split(10), optimizer, 0.1, amp, watch)
+        ends.append((loss, torch.cat([value.flatten() for value in model.parameters()])))
+    assert seen == [torch.float32] * 4 + [torch.bfloat16] * 4
+    (loss, weights), (other, others) = ends
+    assert 0 < abs(loss - other) < 0.05 * loss
+    assert weights.dtype == others.dtype == torch.float32 and 0 < (weights - others).norm() < 0.01 * weights.norm()
+
+
+@pytest.mark.parametrize(("factor", "warns"), [(1.4, False), (7.0, True)])
+def test_bfloat16_that_is_imitated_is_warned_of(monkeypatch, capsys, factor, warns):
+    # Beginning and end of four products each; the first, which starts the library, does not count.
+    ticks = iter([0, 9, 0, 1, 0, 2, 0, 1.5, 0, 90, 0, factor, 0, 3 * factor, 0, 2 * factor])
+    monkeypatch.setattr("utils.time.perf_counter", lambda: next(ticks))
+    warn_of_slow_bfloat16(torch.device("cpu"))
+    error = capsys.readouterr().err
+    assert error == ("warning: --amp: this processor takes 7 times as long for products in bfloat16 as in float32: "
+                     "leave it out here\n" if warns else "")
