@@ -49,11 +49,15 @@ def all_commands(args: argparse.Namespace) -> list[list[str]]:
     given = {name: value for name, value in vars(args).items() if name not in ("command", "device", "repeat")}
     images = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     device = pick_device(args.device)
-    rank = ["--device", "cuda"] if device.type == "cuda" else []  # else the CPU, which it takes by itself
-    commands = {"features": [*images, "--device", str(device)], "autoencoder": ["--device", str(device)],
-                "train": [*images, "--device", str(device)], "ranking": rank,
-                "end2end": [*images, "--device", str(device)]}
-    return [["bench.py", name, *flags, "--repeat", str(args.repeat)] for name, flags in commands.items()]
+    card, there = device.type == "cuda", ["--device", str(device)]
+    amp = ["--amp"] if card else []  # of CPUs only some have bfloat16, and on the others it takes hours
+    commands = [("features", [*images, *there, *amp]), ("autoencoder", [*there, *amp]), ("train", [*images, *there]),
+                ("ranking", ["--device", "cuda"] if card else []),  # else the CPU, which it takes by itself
+                ("end2end", [*images, *there])]
+    if card:  # last, because compiling needs what may not be there
+        commands += [(name, [*images, *there, "--amp", "--compile", "--output", f"runs/bench/{name}_compiled.json"])
+                     for name in ("features", "train")]
+    return [["bench.py", name, *flags, "--repeat", str(args.repeat)] for name, flags in commands]
 
 
 def run_all(args: argparse.Namespace) -> None:

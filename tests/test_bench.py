@@ -348,6 +348,19 @@ def test_all_runs_every_benchmark_with_its_own_flags_and_names_those_that_failed
             assert (args.data_name, args.max_per_class, args.data_dir) == ("UCMerced", 5, "data")
 
 
+def test_all_tells_a_card_to_measure_bfloat16_and_compiling_too(monkeypatch):
+    script = script_module("bench.py")
+    monkeypatch.setattr(script, "pick_device", torch.device)
+    parser = script.make_parser()
+    parsed = [parser.parse_args(command[1:])
+              for command in script.all_commands(parser.parse_args(["all", "--device", "cuda:0"]))]
+    assert [args.command for args in parsed] == ["features", "autoencoder", "train", "ranking", "end2end", "features",
+                                                 "train"]
+    assert [getattr(args, "amp", None) for args in parsed] == [True, True, False, None, None, True, True]
+    assert [getattr(args, "compile", None) for args in parsed] == [False, None, False, None, None, True, True]
+    assert len({args.output for args in parsed}) == 7  # none replaces another
+
+
 def test_the_peak_of_a_process_is_its_own_and_not_that_of_the_one_that_started_it():
     held = np.ones(50_000_000)  # 400 MB
     mine = common.memory("now")
