@@ -182,8 +182,7 @@ def measure(args: argparse.Namespace) -> Iterator[str]:
     found = ours.monitor()  # all are the network that seed 0 gives
     for other in (published, plain):
         check(found, other.monitor())
-    bfloat16 = OursInBfloat16(*given)
-    for training in (published, plain, ours, *([bfloat16] if args.amp else [])):
+    for training in (published, plain, ours):
         training.epoch()  # starts the device's libraries
 
     def one(training: Training, every: int) -> Run:
@@ -202,6 +201,8 @@ def measure(args: argparse.Namespace) -> Iterator[str]:
         PUBLISHED: lambda: one(published, 1), PLAIN: lambda: one(plain, 1), OURS: lambda: one(ours, EVERY),
         OFTEN: lambda: one(ours, 1)}
     if args.amp:
+        bfloat16 = OursInBfloat16(*given)
+        bfloat16.epoch()
         methods[AMP] = lambda: one(bfloat16, EVERY)
     methods[PRODUCTS] = floor
     runs = in_turns(methods, args.repeat)
