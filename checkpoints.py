@@ -8,13 +8,14 @@ from __future__ import annotations
 import io
 import sys
 import zipfile
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils import LARGEST_SIDE, InputError, atomic_file, sha256_of
 
@@ -53,6 +54,17 @@ def load_tensors(path: Path) -> Any:
             if broken is not None:
                 raise ValueError(f"{broken[:60]} in it is damaged")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_state(network: nn.Module, state: dict[str, Tensor], strict: bool = True) -> None:
+    """network.load_state_dict; raises what that does.
+
+    The versions of the layers, which MNASNet insists on, are no tensors and in no file of ours: they are those of
+    `network`, whose names and shapes the tensors must have.
+    """
+    versioned = OrderedDict(state)
+    versioned._metadata = network.state_dict()._metadata
+    network.load_state_dict(versioned, strict=strict)
 
 
 def content_of(stage1: dict[str, Any], weights: dict[str, Tensor]) -> str:

@@ -15,7 +15,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from checkpoints import load_tensors, reason_of
+from checkpoints import load_state, load_tensors, reason_of
 from distributed import gathered, own_part
 from layers import SharedDropout, share_layers
 from loss import soft_assignment
@@ -120,8 +120,7 @@ class Backbone(nn.Module):
         if wrong:
             raise InputError(f"{weights} does not hold weights of {name}: {len(wrong)} tensors are missing, "
                              f"unknown or of another shape, first {wrong[0]}")
-        model.load_state_dict({key: state[key] for key in ours if key in state and not optional(key)},
-                              strict=False)
+        load_state(model, {key: state[key] for key in ours if key in state and not optional(key)}, strict=False)
 
     def hash_weights(self) -> str:
         """Which weights these are now, for the key of cached features; `content` is what it began with."""
@@ -345,7 +344,7 @@ class MrHash(nn.Module):
 def fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """Load the tensors of the checkpoint `path`. Raises InputError when they do not fit or are not finite."""
     try:
-        network.load_state_dict(state)
+        load_state(network, state)
     except Exception as error:  # torch raises many kinds for tensors of another kind
         raise InputError(f"{path} does not fit its own settings ({reason_of(error)})") from None
     if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from checkpoints import load_checkpoint, reason_of, save_checkpoint
+from checkpoints import load_checkpoint, load_state, reason_of, save_checkpoint
 from distributed import first_rank_first, largest, number_of_ranks, rank
 from hamming import CodeError
 from utils import ROOT, InputError, Stopped, at_end, atomic_file, check_writable, lock, warn, write_json, writing
@@ -111,8 +111,8 @@ class Run:
         with self.fitting():
             kept = self.state["best"]["model"]
             if kept:
-                model.load_state_dict(kept)  # a trial, for the end of the run
-            model.load_state_dict(self.state["model"])
+                load_state(model, kept)  # a trial, for the end of the run
+            load_state(model, self.state["model"])
             optimizer.load_state_dict(self.state["optimizer"])
 
     @contextlib.contextmanager

@@ -147,10 +147,12 @@ def test_gradients_reach_backbone_hash_layer_projection_centres_and_autoencoder(
     assert model.centres.grad.abs().sum() > 0
 
 
-def test_a_rebuilt_hash_network_gives_the_same_codes(tmp_path):
+@pytest.mark.parametrize("name", ["squeezenet1_1", "mnasnet0_5"])  # MNASNet asks for the versions of its layers
+def test_a_rebuilt_hash_network_gives_the_same_codes(tmp_path, name):
     torch.manual_seed(0)
-    network = HashNetwork(Backbone("squeezenet1_1", "none", 64), 12).eval()
-    checkpoint = {"network": {"model_type": "squeezenet1_1", "hash_bit": 12, "image_size": 64},
+    torch.save(torchvision.models.get_model(name).state_dict(), tmp_path / "weights.pth")
+    network = HashNetwork(Backbone(name, str(tmp_path / "weights.pth"), 64), 12).eval()
+    checkpoint = {"network": {"model_type": name, "hash_bit": 12, "image_size": 64},
                   "model": {f"hash_network.{key}": value for key, value in network.state_dict().items()}}
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
