@@ -12,7 +12,7 @@ import torchvision
 import features as feature_module
 import helpers
 from features import prepare_features
-from helpers import SMALL, call, stage1_flags, stage2_flags
+from helpers import QUICK, SMALL, call, stage1_flags, stage2_flags
 from loss import label_spread, latent_scale, multi_semantic_loss, single_labels, soft_assignment, target_distribution
 from network import Backbone, HashNetwork, MrHash, MultisourceAutoencoder
 from utils import InputError, epoch_seed
@@ -223,7 +223,7 @@ def test_the_head_learns_first_and_the_backbone_rests(trained, tmp_path, capsys)
 @pytest.mark.parametrize("stop", [-3, pytest.param(-1, marks=pytest.mark.slow), 0])
 def test_a_run_stopped_in_or_after_the_head_ends_as_an_uninterrupted_one(trained, tmp_path, capsys, monkeypatch, stop):
     import runs
-    flags = ["--max_epoch", 1, "--targets", "once", "--select", "loss"]
+    flags = [*QUICK, "--max_epoch", 1, "--targets", "once", "--select", "loss"]
     train(capsys, trained, tmp_path / "whole", *flags)
     save = runs.Run.save
 

@@ -446,7 +446,7 @@ def test_whatever_breaks_in_a_cell_the_others_are_made():
 # ------------------------------------------------------------------------ the table, as people run it
 
 
-def test_a_table_of_pairs_is_killed_and_continued(trained, tmp_path):
+def test_a_table_of_pairs_is_killed_and_continued(trained, tmp_path, capsys):
     command = ["compare.py", "--data_name", "pairs", "--source1", trained[0] / "coarse", "--source2",
                trained[0] / "fine", "--backbone", "resnet18", "--weights", "none", "--hash_bit", 8, "--seeds", 1,
                "--methods", "float", "itq", "best", "--cache_dir", tmp_path / "cache", "--output_dir", tmp_path]
@@ -476,6 +476,6 @@ def test_a_table_of_pairs_is_killed_and_continued(trained, tmp_path):
     assert float(rows["best"]["map"]) > float(rows["best"]["chance"]) + 0.15
     cell = tmp_path / "pairs" / rows["best"]["cell"]
     assert json.loads((cell / "results.json").read_text())["map"] == pytest.approx(float(rows["best"]["map"]), abs=1e-6)
-    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert "+ python" not in again.stdout and again.returncode == 0
-    assert again.stdout.splitlines()[-8:] == second.stdout.splitlines()[-8:]
+    code, again, _ = call(capsys, *command[1:])
+    assert "+ python" not in again and code == 0
+    assert again.splitlines()[-8:] == second.stdout.splitlines()[-8:]

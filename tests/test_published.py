@@ -14,7 +14,7 @@ import hamming
 import loss
 import options
 from data_loader import DataConfig, load_dataset
-from helpers import ROOT, SMALL, call, script_module, stage1_flags, stage2_flags
+from helpers import QUICK, ROOT, SMALL, call, script_module, stage1_flags, stage2_flags
 from network import rebuild_autoencoder
 from utils import InputError, run, seed_everything
 
@@ -132,7 +132,7 @@ def test_the_autoencoder_trains_200_epochs_halving_its_rate_every_40(trained, tm
 def test_the_hash_network_trains_51_epochs_with_a_hundredth_for_the_backbone(trained, tmp_path, capsys, monkeypatch):
     flags = without(stage2_flags(trained[0] / "ae" / "autoencoder.pth"), "--max_epoch", "--multi_lr",
                     "--eval_frequency")
-    seen = rates(monkeypatch, capsys, "train.py", [*flags, "--eval_frequency", 0, "--output_dir", tmp_path])
+    seen = rates(monkeypatch, capsys, "train.py", [*flags, *QUICK, "--eval_frequency", 0, "--output_dir", tmp_path])
     steps = [0.001, 0.0007, 0.00049, 0.000343, 0.0002401]
     expected = [rate for rate in steps for _ in range(10)] + [0.00016807]
     assert len(seen) == 51
@@ -179,7 +179,7 @@ def observed(capsys, monkeypatch, flags):
 
 
 def test_targets_are_made_anew_each_epoch_or_once_and_centres_move_or_stay(trained, tmp_path, capsys, monkeypatch):
-    stage2 = stage2_flags(trained[0] / "ae" / "autoencoder.pth")
+    stage2 = [*stage2_flags(trained[0] / "ae" / "autoencoder.pth"), *QUICK]
     targets, kmeans, centres = observed(capsys, monkeypatch, [*stage2, "--output_dir", tmp_path / "default"])
     assert len(targets) == 3 and not torch.equal(targets[0], targets[1]) and not torch.equal(targets[1], targets[2])
     (clusters, named, start), = kmeans
@@ -205,7 +205,7 @@ def test_targets_are_made_anew_each_epoch_or_once_and_centres_move_or_stay(train
 
 
 def test_targets_made_once_survive_a_resume(trained, tmp_path, capsys):
-    flags = [*stage2_flags(trained[0] / "ae" / "autoencoder.pth"), "--targets", "once"]
+    flags = [*stage2_flags(trained[0] / "ae" / "autoencoder.pth"), *QUICK, "--targets", "once"]
     assert call(capsys, "train.py", *flags, "--output_dir", tmp_path / "whole")[0] == 0
     assert call(capsys, "train.py", *flags, "--max_epoch", 0, "--output_dir", tmp_path / "cut")[0] == 0
     code, out, _ = call(capsys, "train.py", *flags, "--resume", "--output_dir", tmp_path / "cut")
@@ -296,7 +296,7 @@ def test_feature_files_lead_to_the_same_autoencoder_as_the_images(authors, tmp_p
             torch.testing.assert_close(results[name]["model"][key], value, rtol=0, atol=0)
 
     # train.py takes the same files, or the same content in a new place, and no other
-    stage2 = [*stage2_flags(tmp_path / "files" / "autoencoder.pth"), "--max_epoch", 0]
+    stage2 = [*stage2_flags(tmp_path / "files" / "autoencoder.pth"), *QUICK, "--max_epoch", 0]
     assert call(capsys, "train.py", *stage2, "--output_dir", tmp_path / "mr")[0] == 0
     moved = tmp_path / "moved.npz"
     np.savez(moved, **pickle.loads((lists / "source1.pkl").read_bytes()))
@@ -335,7 +335,7 @@ def test_a_resumed_run_insists_on_its_features_but_not_on_their_place(authors, t
     assert (tmp_path / "ae" / "autoencoder.pth").read_bytes() == before and (tmp_path / "ae" / "last.pth").exists()
 
     # stage 2: files that moved, in a run that is resumed; one source from images, one from a file
-    stage2 = [*stage2_flags(tmp_path / "ae" / "autoencoder.pth"), "--output_dir", tmp_path / "mr"]
+    stage2 = [*stage2_flags(tmp_path / "ae" / "autoencoder.pth"), *QUICK, "--output_dir", tmp_path / "mr"]
     assert call(capsys, "train.py", *stage2, "--max_epoch", 0)[0] == 0
     (tmp_path / "2.npz").rename(tmp_path / "moved.npz")
     code, _, error = call(capsys, "train.py", *stage2, "--resume")

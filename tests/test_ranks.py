@@ -11,7 +11,7 @@ import torch
 from torchvision.ops import stochastic_depth
 
 import distributed
-from helpers import ROOT, SMALL, call, read_results, run_script, script_module, stage1_flags, stage2_flags
+from helpers import QUICK, ROOT, SMALL, call, read_results, run_script, script_module, stage1_flags, stage2_flags
 from image_store import ImageLoader, ImageStore, Transform, training_views
 from layers import SharedBatchNorm2d, SharedDropout, SharedStochasticDepth, share_layers
 from network import Backbone, HashNetwork, MrHash, MultisourceAutoencoder
@@ -306,7 +306,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def test_a_killed_rank_ends_the_job_and_torchrun_restarts_it_where_it_was(trained, tmp_path, zygote):
     folder, _ = trained
-    flags = [*stage2_flags(folder / "ae" / "autoencoder.pth"), "--cache_dir", tmp_path / "cache"]
+    flags = [*stage2_flags(folder / "ae" / "autoencoder.pth"), *QUICK, "--cache_dir", tmp_path / "cache"]
     codes, outputs = zygote.run_ranks(tmp_path / "out", 2, ROOT / "train.py", *flags, "--output_dir",
                                       tmp_path / "whole")
     assert codes == [0, 0], outputs
@@ -320,7 +320,7 @@ def test_a_killed_rank_ends_the_job_and_torchrun_restarts_it_where_it_was(traine
 
 def test_a_killed_rank_ends_the_others_with_a_sentence(trained, tmp_path, zygote):
     folder, _ = trained
-    flags = [*stage2_flags(folder / "ae" / "autoencoder.pth"), "--output_dir", tmp_path / "mr"]
+    flags = [*stage2_flags(folder / "ae" / "autoencoder.pth"), *QUICK, "--output_dir", tmp_path / "mr"]
     killed = "import os\nos.environ['TORCHELASTIC_RESTART_COUNT'] = '0'\n" + KILLED.format(root=str(ROOT)).partition(
         "sys.argv")[0]
     codes, outputs = zygote.run_ranks(tmp_path / "out", 2, ROOT / "train.py", *flags, prepare=killed)
@@ -331,7 +331,7 @@ def test_a_killed_rank_ends_the_others_with_a_sentence(trained, tmp_path, zygote
 
 def test_a_signal_to_one_rank_stops_all_after_a_step_and_one_goes_on(trained, tmp_path, zygote):
     folder, _ = trained
-    flags = [*stage2_flags(folder / "ae" / "autoencoder.pth"), "--lr", 1e-5, "--cache_dir", tmp_path / "cache"]
+    flags = [*stage2_flags(folder / "ae" / "autoencoder.pth"), *QUICK, "--lr", 1e-5, "--cache_dir", tmp_path / "cache"]
     slow = "import runs, time\nsee = runs.LossWatch.see\nruns.LossWatch.see = lambda *a: (time.sleep(0.3), see(*a))"
     pids = zygote.start_ranks(tmp_path / "out", 2, ROOT / "train.py", *flags, "--output_dir", tmp_path / "mr",
                               prepare=slow)

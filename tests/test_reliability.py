@@ -18,7 +18,7 @@ from PIL import Image
 
 import growing_array
 import runs
-from helpers import ROOT, call, make_pairs, stage1_flags, stage2_flags
+from helpers import QUICK, ROOT, call, make_pairs, stage1_flags, stage2_flags
 from network import Backbone
 from utils import InputError, at_end, atomic_file
 
@@ -295,8 +295,8 @@ def test_fewer_epochs_than_the_autoencoder_has_are_refused(trained, tmp_path, ca
 
 
 def test_more_epochs_are_no_longer_harmless_where_the_last_one_was_chosen_by_its_map(trained, tmp_path, capsys):
-    flags = [*stage2_flags(trained[0] / "ae" / "autoencoder.pth"), "--select", "test_map", "--eval_frequency", 2,
-             "--output_dir", tmp_path / "run"]
+    flags = [*stage2_flags(trained[0] / "ae" / "autoencoder.pth"), *QUICK, "--select", "test_map", "--eval_frequency",
+             2, "--output_dir", tmp_path / "run"]
     assert call(capsys, "train.py", *flags, "--max_epoch", 1)[0] == 0
     code, _, error = call(capsys, "train.py", *flags, "--max_epoch", 2, "--resume")
     assert code == 2 and "was to end with epoch 1, whose mAP counts for --select test_map" in error

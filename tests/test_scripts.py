@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import hamming
-from helpers import SMALL, call, make_pairs, read_results, run_script, script_module, stage1_flags, stage2_flags
+from helpers import QUICK, SMALL, call, make_pairs, read_results, run_script, script_module, stage1_flags, stage2_flags
 from network import Backbone, MultisourceAutoencoder
 from runs import LossWatch
 from utils import warn_of_slow_bfloat16
@@ -184,7 +184,7 @@ def test_one_source_alone_and_no_labels_work_to_the_codes(trained, tmp_path, cap
     flags = stage1_flags(trained[0])
     flags[3], flags[5] = flat, "none"
     assert call(capsys, "myautoencoder/autoencoder.py", *flags, "--output_dir", tmp_path / "ae")[0] == 0
-    assert call(capsys, "train.py", *stage2_flags(tmp_path / "ae" / "autoencoder.pth"), "--output_dir",
+    assert call(capsys, "train.py", *stage2_flags(tmp_path / "ae" / "autoencoder.pth"), *QUICK, "--output_dir",
                 tmp_path / "mr")[0] == 0
     code, out, _ = call(capsys, "test.py", "--pretrain_path", tmp_path / "mr" / "mrhash.pth", "--save_codes",
                         tmp_path / "codes.npz", *SMALL)
@@ -439,7 +439,7 @@ def test_a_backbone_rate_of_zero_leaves_the_backbone_as_it_was(trained, tmp_path
     folder, _ = trained
     models = []
     for epochs in (0, 1):
-        code, _, _ = call(capsys, "train.py", *stage2_flags(folder / "ae" / "autoencoder.pth"), "--multi_lr", 0,
+        code, _, _ = call(capsys, "train.py", *stage2_flags(folder / "ae" / "autoencoder.pth"), *QUICK, "--multi_lr", 0,
                           "--batch_norm", "frozen", "--max_epoch", epochs, "--output_dir", tmp_path / str(epochs))
         assert code == 0
         models.append(torch.load(tmp_path / str(epochs) / "mrhash.pth", weights_only=True)["model"])
@@ -476,7 +476,8 @@ def test_compile_is_used_where_images_go_through_a_network_and_refused_where_it_
     folder, _ = trained
     compiled = []
     commands = (("myautoencoder/autoencoder.py", [*stage1_flags(folder), "--output_dir", tmp_path / "ae"], 2),
-                ("train.py", [*stage2_flags(folder / "ae" / "autoencoder.pth"), "--output_dir", tmp_path / "mr"], 3),
+                ("train.py", [*stage2_flags(folder / "ae" / "autoencoder.pth"), *QUICK, "--output_dir",
+                              tmp_path / "mr"], 3),
                 ("test.py", ["--pretrain_path", folder / "mr" / "mrhash.pth", "--output_dir", tmp_path, *SMALL], 1))
     with monkeypatch.context() as patch:
         patch.setattr(Backbone, "compile", lambda network: compiled.append(type(network)))
