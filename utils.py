@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import errno
 import hashlib
 import io
@@ -31,6 +32,7 @@ from distributed import all_ranks, number_of_ranks, rank
 from hamming import CodeError
 
 ROOT = Path(__file__).resolve().parent
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 class InputError(ValueError):
@@ -262,7 +264,23 @@ def pick_device(name: str) -> torch.device:
                          "or mps, as your torch and machine allow") from None
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # batches keep their shape, so the search pays
+    elif device.type == "cpu":
+        _keep_freed_memory()
     return device
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep what tensors free for the next ones, as torch itself does on a card.
+
+    Otherwise it gives every large tensor back to the system and gets the next one page by page, each of which is
+    cleared, layer by layer. Only glibc knows how; whoever sets MALLOC_MMAP_MAX_ decides. The numbers are in
+    docs/scale.md.
+    """
+    if sys.platform == "linux" and "MALLOC_MMAP_MAX_" not in os.environ:
+        with contextlib.suppress(OSError, AttributeError):
+            set_malloc = ctypes.CDLL(None).mallopt
+            set_malloc(_M_MMAP_MAX, 0)
+            set_malloc(_M_TRIM_THRESHOLD, -1)
 
 
 def warn_of_slow_bfloat16(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import platform
 import sys
 import zipfile
 
@@ -535,3 +536,35 @@ def test_bfloat16_that_is_imitated_is_warned_of(monkeypatch, capsys, factor, war
     error = capsys.readouterr().err
     assert error == ("warning: --amp: this processor takes 7 times as long for products in bfloat16 as in float32: "
                      "leave it out here\n" if warns else "")
+
+
+FREED = """
+import os, resource
+import torch
+from utils import pick_device
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):  # of 80 MB: glibc keeps up to 32 MB by itself
+        torch.ones(20_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+as_it_is = faults()
+os.environ["MALLOC_MMAP_MAX_"] = "65536"
+pick_device("cpu")
+as_asked = faults()
+del os.environ["MALLOC_MMAP_MAX_"]
+pick_device("cpu")
+faults()
+print(as_it_is, as_asked, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries do as they do")
+def test_memory_that_tensors_free_is_kept_for_the_next_ones_unless_the_user_decides(zygote, tmp_path):
+    (tmp_path / "freed.py").write_text(FREED)
+    code, out = zygote.run(tmp_path / "out.txt", tmp_path / "freed.py")
+    assert code == 0, out
+    as_it_is, as_asked, kept = map(int, out.split())
+    assert min(as_it_is, as_asked) > 20 and kept < min(as_it_is, as_asked) / 5
