@@ -7,15 +7,16 @@ frozen features by features.py.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distributed import first_rank_first, from_first, rank
-from image_sources import (
+from datasets.demo import demo_folder
+from datasets.sources import (
     Folder,
     Hdf5Images,
     ImageFiles,
@@ -29,9 +30,12 @@ from image_sources import (
     hdf5,
     open_container,
 )
-from image_store import unreadable
-from splits import SPLIT_FILES, limit_rows, scene_key, split_by_lists, split_by_seed
-from utils import InputError, first_few, resolve_path, sha256_of, warn
+from datasets.splits import SPLIT_FILES, limit_rows, scene_key, split_by_lists, split_by_seed
+from datasets.store import unreadable
+from engine.cli import positive_int
+from engine.distributed import first_rank_first, from_first
+from hamming import smallest_class
+from utils import InputError, first_few, rank, resolve_path, sha256_of, warn
 
 DATASETS = {"eurosat": "EuroSAT", "dsrsid": "DSRSID", "ucmerced": "UCMerced", "pairs": "pairs",
             "demo": "demo"}
@@ -282,7 +286,7 @@ def _pair_scenes(roots: list[Path], source_names: tuple[str, str]) -> _Scenes:
 
 
 def _demo(config: DataConfig, data_dir: Path) -> _Scenes:
-    from demo_data import make_demo
+    from datasets.demo import make_demo
 
     _reject_source1(config, "demo")
     if config.source2 not in (None, "none", "fine"):
@@ -390,3 +394,85 @@ def load_dataset(config: DataConfig) -> PairedDataset:
         labels=None if labels is None else labels[used], class_names=class_names,
         **{part: np.searchsorted(used, rows) for part, rows in parts.items()},
         source_names=scenes.source_names, note=scenes.note, listed=split_dir is not None)
+
+
+def add_data_flags(parser: argparse.ArgumentParser, inherited: bool) -> argparse._ArgumentGroup:
+    """Flags that choose the images. `inherited`: unset ones come from the checkpoint."""
+    group = parser.add_argument_group("data" + (" (what is left out comes from the checkpoint)"
+                                                if inherited else ""))
+    names = ", ".join(DATASETS.values())
+    group.add_argument("--data_name", "--dataset", default=None if inherited else "eurosat",
+                       help=f"one of {names}; case does not matter. Start with demo, which needs no "
+                            "download; use pairs for folders of your own")
+    group.add_argument("--data_dir", default=None if inherited else "data",
+                       help="where the dataset lies under its published name (zip or folder); relative "
+                            "to the repository")
+    group.add_argument("--source1", help="pairs: the folder whose images will be hashed; UCMerced, DSRSID: "
+                                         "ms (default) or pan")
+    group.add_argument("--source2", help="the second view, seen in training only. pairs: a folder; EuroSAT: "
+                                         "vhr or swir; UCMerced, DSRSID: pan or ms; none to do without. "
+                                         "Left out: the one that is there")
+    group.add_argument("--split_dir", help="folder with train.txt, database.txt and test.txt as published "
+                                           "(path and one-hot label a line); without it the queries are "
+                                           "drawn by --seed")
+    group.add_argument("--max_per_class", type=positive_int,
+                       help="use at most so many images of each class, for a quick look")
+    return group
+
+
+def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any]) -> tuple[PairedDataset, DataConfig]:
+    """The dataset that a checkpoint was trained on, wherever the flags say it lies now; and its config.
+
+    Raises:
+        InputError: a flag contradicts the checkpoint, or the images or their split are not the same.
+    """
+    known = {field.name: checkpoint["data"][field.name] for field in fields(DataConfig)
+             if field.name in checkpoint["data"]}
+    skip = known.get("skip", ())
+    if not isinstance(skip, list | tuple):
+        raise InputError(f"the checkpoint's list of scenes that are left out is {str(skip)[:40]}: it is damaged")
+    config = DataConfig(**{**known, "skip": tuple(map(str, skip))})
+    # Where things lie may have changed since: folders are not compared, their content is.
+    places = {"data_dir"} | moved_places(config)
+    moved = {}
+    for name in ("data_name", "data_dir", "source1", "source2", "split_dir", "max_per_class"):
+        value, known = getattr(args, name), getattr(config, name)
+        if value is None:
+            continue
+        if name in places:
+            moved[name] = value
+        elif str(value).lower() != str(known).lower():
+            raise InputError(f"--{name} {value} contradicts the checkpoint, which was trained with "
+                             f"{known}: leave the flag out or train again")
+    config = replace(config, **moved)
+    if config.data_name == "demo" and args.data_dir is None and not demo_folder(
+            resolve_path(config.data_dir), config.split_seed).is_dir():
+        # A checkpoint from elsewhere must not decide where something is written.
+        raise InputError(f"the scenes of the checkpoint are not in {resolve_path(config.data_dir)}: say with "
+                         "--data_dir where they are, or are to be drawn")
+    dataset = load_dataset(config)
+    if dataset.fingerprint != checkpoint["fingerprint"]:
+        folder = resolve_path(config.data_dir)
+        raise InputError(f"the images, labels or split found in {folder} are not those of the checkpoint: "
+                         "name the right --data_dir, or train again")
+    return dataset, config
+
+
+def moved_places(config: DataConfig) -> set[str]:
+    """Flags that say where the images and lists of a run lie, which may change while their content does not."""
+    return {"split_dir"} | ({"source1", "source2"} if config.data_name == "pairs" else set())
+
+
+def choose_R(given: int | None, labels: np.ndarray) -> int:
+    """The cut of mAP@R: `given`, or the size of the smallest class in the database.
+
+    Args:
+        labels: the database's, (N,) or 0/1 (N, C).
+    Raises:
+        InputError: `given` is larger than the database.
+    """
+    if given is None:
+        return smallest_class(labels)
+    if given > len(labels):
+        raise InputError(f"--R {given} is larger than the database of {len(labels):,} images")
+    return given

@@ -141,3 +141,12 @@ def multi_semantic_loss(target: Tensor, q_image: Tensor, q_feature: Tensor | Non
     error = sum((F.mse_loss(made, given) for made, given in zip(reconstructions, features, strict=True)),
                 start=torch.zeros_like(divergence))
     return divergence + lambda0 * error, divergence, error
+
+
+def reconstruction_loss(reconstructions: Sequence[Tensor], features: Sequence[Tensor], lambda1: float
+                        ) -> Tensor:
+    """MSE(x2', x2) + lambda1 * MSE(x1', x1); with one source only, MSE(x1', x1)."""
+    first = F.mse_loss(reconstructions[0], features[0])
+    if len(features) == 1:
+        return first
+    return F.mse_loss(reconstructions[1], features[1]) + lambda1 * first

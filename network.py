@@ -15,9 +15,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from checkpoints import load_state, load_tensors, reason_of
-from distributed import gathered, own_part
-from layers import SharedDropout, share_layers
+from engine.checkpoint import load_state, load_tensors, reason_of
+from engine.distributed import gathered, own_part
+from engine.layers import SharedDropout, share_layers
 from loss import soft_assignment
 from utils import InputError, resolve_path, sha256_of
 

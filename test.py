@@ -21,29 +21,17 @@ from typing import Any
 import numpy as np
 
 import hamming
-from checkpoints import load_checkpoint, load_npz
-from data_loader import PairedDataset
-from distributed import own_part, rank, sum_over_ranks
-from features import apply_network, hash_features, known_features
-from image_store import ImageLoader, ImageStore
+from data_loader import PairedDataset, add_data_flags, choose_R, inherit_dataset
+from datasets.store import ImageLoader, ImageStore
+from engine.checkpoint import load_checkpoint
+from engine.cli import ArgumentParser, add_run_flags, finite_float, parse_with_preset, positive_int, run
+from engine.distributed import own_part, sum_over_ranks
+from engine.files import atomic_file, check_writable, write_json
+from hamming.files import load_npz
+from hamming.pictures import neighbour_picture
+from myautoencoder.features import apply_network, hash_features, known_features
 from network import rebuild_hash_network
-from options import add_data_flags, add_run_flags, choose_R, inherit_dataset, parse_with_preset
-from pictures import neighbour_picture
-from utils import (
-    ArgumentParser,
-    InputError,
-    atomic_file,
-    check_writable,
-    collapse_warning,
-    finite_float,
-    pick_device,
-    positive_int,
-    resolve_path,
-    run,
-    warn,
-    warn_of_slow_bfloat16,
-    write_json,
-)
+from utils import InputError, collapse_warning, pick_device, rank, resolve_path, warn
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -95,8 +83,6 @@ def hash_dataset(args: argparse.Namespace, device: Any) -> tuple[dict[str, Any],
     known = known_features(dataset.source1, dataset.file_label(0), network["model_type"], hash_network.backbone,
                            network["image_size"], args.amp, cache_dir)
     if known is None:
-        if args.amp:
-            warn_of_slow_bfloat16(device)
         store = ImageStore.open(dataset.source1, dataset.file_label(0), network["image_size"], cache_dir,
                                 args.workers)
         loader = ImageLoader(store, device, resident=False)  # each image is needed once
@@ -261,7 +247,7 @@ def main() -> None:
             raise InputError(f"--{flag} {path} is {found}, expected {wanted}")
     if args.figures:
         try:
-            from figures import write_figures  # here, because matplotlib takes its time
+            from hamming.figures import write_figures
         except ImportError as error:
             raise InputError(f"--figures needs matplotlib ({error}): pip install -r requirements.txt") from None
     if args.codes is not None and args.picture:

@@ -22,55 +22,51 @@ import torch
 from torch import Tensor, nn
 
 import hamming
-from checkpoints import LIMITS, content_of, load_checkpoint, save_checkpoint
-from data_loader import PairedDataset
-from distributed import Share, from_first, rank, step_of, sum_over_ranks, trained_together
-from features import (
+from data_loader import PairedDataset, add_data_flags, choose_R, inherit_dataset, moved_places
+from datasets.store import ImageLoader, ImageStore, Transform, to_device, training_views
+from engine.checkpoint import LIMITS, content_of, load_checkpoint, save_checkpoint
+from engine.cli import (
+    ArgumentParser,
+    add_feature_file_flags,
+    add_run_flags,
+    add_training_flags,
+    epoch_number,
+    finite_float,
+    image_side,
+    non_negative_float,
+    non_negative_int,
+    parse_with_preset,
+    positive_float_or_auto,
+    positive_int,
+    run,
+    share,
+)
+from engine.distributed import Share, from_first, step_of, sum_over_ranks, trained_together
+from engine.run import LossWatch, Run, put, random_states, set_random_states
+from loss import cluster_centres, latent_scale, multi_semantic_loss, single_labels, target_distribution
+from myautoencoder.features import (
     apply_network,
     calibrate,
     dataset_features,
+    feature_files_of,
     features_of,
     hash_features,
     prepare_features,
     row_norms,
 )
-from image_store import ImageLoader, ImageStore, Transform, to_device, training_views
-from loss import cluster_centres, latent_scale, multi_semantic_loss, single_labels, target_distribution
 from network import Backbone, HashNetwork, MrHash, rebuild_autoencoder
-from options import (
-    add_data_flags,
-    add_feature_file_flags,
-    add_run_flags,
-    add_training_flags,
-    choose_R,
-    feature_files_of,
-    inherit_dataset,
-    moved_places,
-    parse_with_preset,
-)
-from runs import LossWatch, Run, put, random_states, set_random_states
 from utils import (
-    ArgumentParser,
     InputError,
     autocast,
     collapse_warning,
-    epoch_number,
     epoch_seed,
-    finite_float,
-    image_side,
-    non_negative_float,
-    non_negative_int,
     pick_device,
-    positive_float_or_auto,
-    positive_int,
     progress,
+    rank,
     resolve_path,
-    run,
     seed_everything,
-    share,
     step_decay,
     warn,
-    warn_of_slow_bfloat16,
 )
 
 FORMAT = "mrhash-1"
@@ -229,8 +225,6 @@ def codes_map(outputs: Callable[[np.ndarray], np.ndarray], dataset: PairedDatase
 def main() -> None:
     args = parse_arguments()
     device = pick_device(args.device)
-    if args.amp:
-        warn_of_slow_bfloat16(device)
     seed_everything(args.seed)
 
     # ------------------------------------------------------------ data

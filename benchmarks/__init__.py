@@ -1,1 +1,1 @@
-"""Speed and memory side by side: what bench.py measures, a module for each of its sub-commands."""
+"""What measures: the table against other methods (compare), speed and memory (speed)."""

@@ -23,42 +23,47 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a scr
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hamming
-from checkpoints import save_checkpoint
-from data_loader import DATASETS, DataConfig, PairedDataset, load_dataset, load_readable
-from distributed import gathered, own_part, rank, step_of, sum_over_ranks, trained_together
-from features import dataset_features, prepare_features, row_norms
-from network import MultisourceAutoencoder
-from options import (
+from data_loader import (
+    DATASETS,
+    DataConfig,
+    PairedDataset,
     add_data_flags,
+    choose_R,
+    load_dataset,
+    load_readable,
+    moved_places,
+)
+from engine.checkpoint import save_checkpoint
+from engine.cli import (
+    ArgumentParser,
     add_feature_file_flags,
     add_run_flags,
     add_training_flags,
-    choose_R,
-    moved_places,
-    parse_with_preset,
-)
-from runs import LossWatch, Run
-from utils import (
-    ArgumentParser,
-    InputError,
-    autocast,
-    epoch_seed,
     image_side,
     non_negative_float,
     non_negative_int,
-    pick_device,
+    parse_with_preset,
     positive_int,
+    run,
+)
+from engine.distributed import gathered, own_part, rank, step_of, sum_over_ranks, trained_together
+from engine.run import LossWatch, Run
+from loss import reconstruction_loss
+from myautoencoder.features import dataset_features, prepare_features, row_norms
+from network import MultisourceAutoencoder
+from utils import (
+    InputError,
+    autocast,
+    epoch_seed,
+    pick_device,
     progress,
     resolve_path,
-    run,
     seed_everything,
     step_decay,
     warn,
-    warn_of_slow_bfloat16,
 )
 
 FORMAT = "mrhash-autoencoder-1"
@@ -115,15 +120,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parse_with_preset(parser, arguments)
 
 
-def reconstruction_loss(reconstructions: Sequence[Tensor], features: Sequence[Tensor], lambda1: float
-                        ) -> Tensor:
-    """MSE(x2', x2) + lambda1 * MSE(x1', x1); with one source only, MSE(x1', x1)."""
-    first = F.mse_loss(reconstructions[0], features[0])
-    if len(features) == 1:
-        return first
-    return F.mse_loss(reconstructions[1], features[1]) + lambda1 * first
-
-
 def train_one_epoch(model: nn.Module, features: Sequence[Tensor], batches: Sequence[Tensor],
                     optimizer: torch.optim.Optimizer, lambda1: float, amp: bool, watch: LossWatch) -> float:
     """One pass over the features; they and the batches of rows lie on the device. Returns the mean loss.
@@ -170,8 +166,6 @@ def latent_map(model: MultisourceAutoencoder, features: Sequence[np.ndarray], da
 def main() -> None:
     args = parse_arguments()
     device = pick_device(args.device)
-    if args.amp:
-        warn_of_slow_bfloat16(device)
     seed_everything(args.seed)
 
     # ------------------------------------------------------------ data

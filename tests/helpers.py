@@ -35,7 +35,7 @@ def script_module(name):
 
 def call(capsys, name, *arguments):
     """The same in this process, which saves importing torch: exit code, stdout, stderr."""
-    from utils import run
+    from engine.cli import run
     module, before = script_module(name), sys.argv
     sys.argv = [name, *map(str, arguments)]
     try:

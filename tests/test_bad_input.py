@@ -15,11 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from checkpoints import save_checkpoint
 from data_loader import DataConfig, load_dataset
+from datasets.store import ImageStore
+from engine.checkpoint import save_checkpoint
+from engine.cli import run
+from engine.files import lock
 from helpers import SMALL, call, make_pairs, stage1_flags, stage2_flags
-from image_store import ImageStore
-from utils import InputError, lock, run
+from utils import InputError
 
 
 def refused(capsys, *command):
@@ -189,7 +191,7 @@ def test_names_that_are_no_text_are_used_as_they_are(tmp_path, capsys):
 
 
 def test_a_demo_that_cannot_be_drawn_says_where(tmp_path, monkeypatch):
-    import demo_data
+    from datasets import demo as demo_data
     monkeypatch.setattr(demo_data.Image.Image, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(InputError, match=r"demo-v2-seed13 could not be written: no space left \(free some space\)"):
         demo_data.make_demo(tmp_path, 13)
@@ -336,7 +338,7 @@ def test_cached_files_that_are_damaged_are_named(trained, tmp_path, capsys):
 
 
 def test_a_damaged_config_of_a_table_is_one_sentence(tmp_path):
-    import cells
+    from benchmarks import cells
     for raw in (b"", b"[]", b"\xff\xfe", b'{"a": 1', json.dumps(["x"]).encode()):
         (tmp_path / "config.json").write_bytes(raw)
         with pytest.raises(InputError, match=r"config.json is damaged \(.*\): remove its folder"):

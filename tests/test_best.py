@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-import features as feature_module
 import helpers
-from features import prepare_features
 from helpers import QUICK, SMALL, call, stage1_flags, stage2_flags
 from loss import label_spread, latent_scale, multi_semantic_loss, single_labels, soft_assignment, target_distribution
+from myautoencoder import features as feature_module
+from myautoencoder.features import prepare_features
 from network import Backbone, HashNetwork, MrHash, MultisourceAutoencoder
 from utils import InputError, epoch_seed
 
@@ -222,7 +222,7 @@ def test_the_head_learns_first_and_the_backbone_rests(trained, tmp_path, capsys)
 
 @pytest.mark.parametrize("stop", [-3, pytest.param(-1, marks=pytest.mark.slow), 0])
 def test_a_run_stopped_in_or_after_the_head_ends_as_an_uninterrupted_one(trained, tmp_path, capsys, monkeypatch, stop):
-    import runs
+    from engine import run as runs
     flags = [*QUICK, "--max_epoch", 1, "--targets", "once", "--select", "loss"]
     train(capsys, trained, tmp_path / "whole", *flags)
     save = runs.Run.save
@@ -280,7 +280,7 @@ def test_the_head_sees_the_features_of_its_own_images(trained, tmp_path, capsys,
     backbone, order, views = seen[0]
     assert not torch.equal(order, seen[1][1]) and sorted(order.tolist()) == list(range(39))
     from data_loader import DataConfig, load_dataset
-    from image_store import ImageLoader, ImageStore
+    from datasets.store import ImageLoader, ImageStore
     dataset = load_dataset(DataConfig(**torch.load(trained[0] / "ae" / "autoencoder.pth", weights_only=True)["data"]))
     store = ImageStore.open(dataset.source1, dataset.file_label(0), 32, None, 1)
     made = feature_module.apply_network(backbone, ImageLoader(store, CPU), dataset.train, 32, 16, False, "features")

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-import cells
 import hamming
 import loss
-import options
+from benchmarks import cells
 from data_loader import DataConfig, load_dataset
+from engine import cli as options
+from engine.cli import run
 from helpers import QUICK, ROOT, SMALL, call, script_module, stage1_flags, stage2_flags
 from network import rebuild_autoencoder
-from utils import InputError, run, seed_everything
+from utils import InputError, seed_everything
 
 # Sun et al., TGRS 2022, and the code published with it.
 PUBLISHED = {

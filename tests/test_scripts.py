@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 import hamming
+from engine.run import LossWatch
 from helpers import QUICK, SMALL, call, make_pairs, read_results, run_script, script_module, stage1_flags, stage2_flags
 from network import Backbone, MultisourceAutoencoder
-from runs import LossWatch
-from utils import warn_of_slow_bfloat16
+pass
 
 
 def test_the_three_commands_lead_from_images_to_a_map(trained):
@@ -65,7 +65,7 @@ def test_the_run_folder_holds_what_the_contract_says(trained):
 
 
 def test_the_picture_frames_right_neighbours_green_and_wrong_ones_red(trained):
-    from pictures import RIGHT, WRONG
+    from hamming.pictures import RIGHT, WRONG
     folder, _ = trained
     picture = np.asarray(Image.open(folder / "neighbours.png"))
     codes = np.load(folder / "codes.npz")
@@ -142,7 +142,7 @@ def test_a_run_cut_short_and_resumed_ends_with_the_same_file(trained, tmp_path, 
 
 
 def test_a_checkpoint_does_not_tell_whether_equal_words_were_one_object(tmp_path):
-    from checkpoints import save_checkpoint
+    from engine.checkpoint import save_checkpoint
     word, same = "none", "".join(["no", "ne"])
     assert word is not same
     for name, second in (("a", word), ("b", same)):
@@ -327,7 +327,7 @@ def test_figures_without_matplotlib_are_refused_before_the_work(trained, tmp_pat
 
 
 def test_figures_of_items_with_several_labels_count_a_query_in_each_of_its_classes(tmp_path):
-    from figures import classes_of, ranks_to_show, write_figures
+    from hamming.figures import classes_of, ranks_to_show, write_figures
     labels = np.array([[1, 1, 0], [0, 1, 0]])
     assert {k: v.tolist() for k, v in classes_of(labels).items()} == {0: [True, False], 1: [True, True]}
     tables = hamming.Histograms(np.array([[2, 1], [1, 2]]), np.array([[1, 1], [1, 0]]))

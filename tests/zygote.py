@@ -11,8 +11,6 @@ import runpy
 import signal
 import sys
 
-import compare  # noqa: F401 - it imports all of our modules, and all that they need
-
 os.fsync = lambda _: None  # as in conftest.py
 ANSWERS = os.fdopen(os.dup(1), "w")  # the standard output belongs to the scripts
 

@@ -1,0 +1,161 @@
+"""Files of tensors and plain values: written so that equal content gives equal bytes, read without running anything.
+
+What a checkpoint must hold is written here once, and seen to before any of it is used.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.files import atomic_file
+from utils import LARGEST_SIDE, InputError, sha256_of
+
+
+def _one_object_a_string(content: Any) -> Any:
+    """Copies of dicts and lists in which equal strings are one object.
+
+    A pickle refers back to an object it has met, so its bytes tell whether two equal strings were one: a
+    flag's default and the same word typed in the shell would give different files.
+    """
+    if isinstance(content, str):
+        return sys.intern(str(content))
+    if isinstance(content, dict):
+        return {_one_object_a_string(key): _one_object_a_string(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)(_one_object_a_string(value) for value in content)
+    return content
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values atomically; the same content gives the same bytes."""
+    # Through a buffer: torch names the folder inside the zip after the file it writes to.
+    buffer = io.BytesIO()
+    torch.save(_one_object_a_string(content), buffer)
+    with atomic_file(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def load_tensors(path: Path) -> Any:
+    """What torch.save wrote, tensors and plain values alone. Raises many kinds of exceptions for another file."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:  # torch packs nothing: what is packed is no file of torch, but a bomb
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("it has compressed parts")
+            broken = archive.testzip()  # torch does not look at the checksums
+            if broken is not None:
+                raise ValueError(f"{broken[:60]} in it is damaged")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_state(network: nn.Module, state: dict[str, Tensor], strict: bool = True) -> None:
+    """network.load_state_dict; raises what that does.
+
+    The versions of the layers, which MNASNet insists on, are no tensors and in no file of ours: they are those of
+    `network`, whose names and shapes the tensors must have.
+    """
+    versioned = OrderedDict(state)
+    versioned._metadata = network.state_dict()._metadata
+    network.load_state_dict(versioned, strict=strict)
+
+
+def content_of(stage1: dict[str, Any], weights: dict[str, Tensor]) -> str:
+    """Which autoencoder a checkpoint of autoencoder.py holds, and of which features: a hash without paths in it."""
+    features = {key: value for key, value in stage1["features"].items() if key not in ("feature_weights", "files")}
+    return sha256_of(*(f"{key} {part[key]!r}" for part in (stage1["network"], features) for key in sorted(part)),
+                     *(part for name, value in weights.items() for part in (name, value.numpy())))[:16]
+
+
+
+
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what a library says about a file, without the advice to open it unsafely."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return text.split(". ")[0][:120]
+
+
+def check_entries(content: Any, expected: Any, where: str) -> None:
+    """Raise InputError unless `content` has the entries of `expected`.
+
+    `expected` is a type (object: anything), a tuple of types, {str: type} for any names, or the entries that a dict
+    must have.
+    """
+    if isinstance(expected, dict):
+        if type(content) is not dict:
+            raise InputError(f"{where} is {type(content).__name__}, expected a dict")
+        if str in expected:
+            expected = dict.fromkeys(content, expected[str])
+        for key, kind in expected.items():
+            if key not in content or type(key) is not str:
+                raise InputError(f"{where} has no {key}: it is damaged, or of another version")
+            check_entries(content[key], kind, f"{where}: {key}")
+    elif expected is not object and (
+            (type(content) is bool and expected is not bool) or not isinstance(content, expected)):
+        raise InputError(f"{where} is {type(content).__name__}: it is damaged, or of another version")
+
+
+NUMBER = (int, float)
+NAME = (str, type(None))
+AUTOENCODER = {"feature_dims": list, "latent_dim": int, "encoder": str}
+DATA = {"data_name": str, "data_dir": str, "source1": NAME, "source2": NAME, "split_dir": NAME,
+        "max_per_class": (int, type(None)), "split_seed": int}
+# By the value of `format`: who makes the file, and the entries that others rely on.
+KINDS = {
+    "mrhash-autoencoder-1": ("autoencoder.py", {
+        "network": AUTOENCODER, "data": DATA, "fingerprint": str, "model": {str: Tensor},
+        "features": {"feature_backbone": NAME, "feature_weights": NAME, "image_size": int, "content": str,
+                     "amp": bool}}),
+    "mrhash-1": ("train.py", {
+        "network": {"model_type": str, "hash_bit": int, "image_size": int, "threshold": NUMBER},
+        "data": DATA, "fingerprint": str, "model": {str: Tensor}}),
+    "mrhash-training-1": ("this script", {
+        "epoch": int, "within": (dict, type(None)), "settings": {str: object}, "result": str, "model": {str: Tensor},
+        "began_with": {str: (str, Tensor)}, "optimizer": dict,
+        "best": {"score": float, "epoch": (int, type(None)), "model": (dict, type(None))}}),
+}
+# Ranges of whole numbers, wherever they stand.
+LIMITS = {"hash_bit": (1, 1024), "image_size": (1, LARGEST_SIDE), "latent_dim": (1, 65_536), "head_width": (0, 65_536),
+          "neighbours": (0, 65_536), "split_seed": (0, 2**63)}
+
+
+def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
+    """Read a checkpoint of ours without unpickling anything but tensors and plain values.
+
+    Args:
+        path: the file. kind: what its `format` entry must say, one of KINDS.
+    Raises:
+        InputError: missing, unreadable, not ours, of another kind, or without an entry that KINDS names.
+    """
+    made_by, expected = KINDS[kind]
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}: expected a file made by {made_by}")
+    try:
+        content = load_tensors(path)
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        raise InputError(f"{path} is not a whole checkpoint of {made_by} ({reason_of(error)})") from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if type(found) is not str or found != kind:
+        named = repr(found)[1:40].strip("'") if type(found) is str else "a foreign file"
+        raise InputError(f"{path} is {named}, expected {kind} as made by {made_by}")
+    check_entries(content, expected, str(path))
+    values = {name: value for part in ("network", "features", "data") if part in expected
+              for name, value in content[part].items()}
+    for name, (least, most) in LIMITS.items():
+        value = values.get(name, least)
+        if type(value) is not int or not least <= value <= most:
+            raise InputError(f"{path}: {name} is {str(value)[:40]}, expected a whole number from {least} to {most}")
+    if kind == "mrhash-1" and not abs(values["threshold"]) < 1e30:
+        raise InputError(f"{path}: the threshold of its bits is no finite number")
+    norm = values.get("feature_norm", "none")
+    if type(norm) is not str or norm not in ("none", "unit"):
+        raise InputError(f"{path}: feature_norm is {str(norm)[:40]!r}, expected none or unit")
+    return content

@@ -1,0 +1,227 @@
+"""The command line: errors as sentences, number types, flags that scripts share, presets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.distributed import all_ranks, rank, world_size
+from engine.files import _sentence, at_end
+from hamming import CodeError
+from utils import LARGEST_SIDE, InputError
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where it says something: not None, not the False of a switch."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with defaults in the help and one clear line, exit code 2, for a bad flag."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", HelpFormatter)
+        options.setdefault("allow_abbrev", False)
+        super().__init__(**options)
+
+    def error(self, message: str) -> None:
+        # Of several ranks, which all have the same flags, one says it.
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n" if not rank() else None)
+
+
+MOST = 2**31 - 1  # of any whole number on the command line; no image, epoch or unit is beyond it
+
+
+def positive_int(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    value = int(text)
+    if not 1 <= value <= MOST:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """argparse type: an integer of at least 0."""
+    value = int(text)
+    if not 0 <= value <= MOST:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number >= 0")
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    """argparse type: a float from 0 to a billion: rates and weights of losses."""
+    value = float(text)
+    if not 0 <= value <= 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is not a number >= 0, or beyond all reason")
+    return value
+
+
+def finite_float(text: str) -> float:
+    """argparse type: a float that float32 can hold, with room."""
+    value = float(text)
+    if not abs(value) < 1e30:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+def image_side(text: str) -> int:
+    """argparse type: the side of an image in pixels, 1 to LARGEST_SIDE."""
+    value = int(text)
+    if not 1 <= value <= LARGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to {LARGEST_SIDE}")
+    return value
+
+
+def epoch_number(text: str) -> int:
+    """argparse type: the number of an epoch, or -1 for none."""
+    value = int(text)
+    if not -1 <= value <= MOST:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number >= -1")
+    return value
+
+
+def share(text: str) -> float:
+    """argparse type: a float of at least 0 and below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to below 1")
+    return value
+
+
+def positive_float_or_auto(text: str) -> float | None:
+    """argparse type: a finite float above 0, or auto, which gives None."""
+    if text == "auto":
+        return None
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not auto or a number above 0")
+    return value
+
+
+def run(main: Callable[[], None], resumable: bool = False, shared: bool = False) -> int:
+    """Call `main`; turn what the user can mend into one line on stderr and exit code 2.
+
+    shared: whether the ranks that torchrun starts share the work; other scripts are not for torchrun.
+    Returns 0, 2 (bad input, or the system refused a file), or 128 and the number of the signal that stopped it: 130
+    for Ctrl-C (a `resumable` script then says how to go on).
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
+    try:
+        if world_size() > 1 and not shared:
+            raise InputError(f"{Path(sys.argv[0]).name} is one process: start it without torchrun")
+        with all_ranks():
+            main()
+    except (InputError, CodeError) as error:
+        text = " ".join(str(error).split())
+    except OSError as error:
+        text = _sentence(error)
+    except torch.OutOfMemoryError:
+        text = "the device is out of memory: lower --batch_size or --image_size, or try --amp"
+    except MemoryError:
+        text = "the memory of this machine is not enough: lower --batch_size or --image_size, or use fewer images"
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # of torch, for main memory
+            raise
+        text = "the memory of this machine is not enough: lower --batch_size or --image_size, or use fewer images"
+    except KeyboardInterrupt as error:
+        print("interrupted" + ("; the same command with --resume goes on from what was saved" if resumable else ""),
+              file=sys.stderr)
+        return 128 + getattr(error, "number", signal.SIGINT)
+    else:
+        return 0
+    finally:
+        at_end.close()
+    print(f"error: {text}" if not rank() else f"rank {rank()}: error: {text}", file=sys.stderr)
+    return 2
+
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "published": {
+        "autoencoder.py": {
+            "feature_backbone": "resnet50", "feature_weights": "imagenet", "image_size": 224,
+            "feature_norm": "none", "neighbours": 0, "encoder": "unisource", "init": "torch", "latent_dim": 64,
+            "lambda1": 0.1, "lr": 0.001, "batch_size": 512, "epoch": 200, "select": "test_map", "data_hash": 0,
+            "seed": 13},
+        "train.py": {
+            "model_type": "alexnet", "weights": "imagenet", "image_size": 224, "batch_norm": "adapt",
+            "hash_bit": 32, "n_clusters": 16, "alpha": 1.0, "label_spread": 0.0, "pseudo_labels": "multi",
+            "targets": "epoch", "autoencoder": "trained", "centres": "trained", "kl": "mean", "lambda0": 5.0,
+            "head_width": 0, "head_epochs": 0, "lr": 0.001, "multi_lr": 0.01, "batch_size": 128, "max_epoch": 50,
+            "eval_frequency": 5, "select": "last", "T": 0.0, "seed": 13},
+        "test.py": {"ties": "stable", "batch_size": 128},
+    },
+    # Ours, not the paper's: docs/best.md says why each of them is there and what it is worth.
+    "best": {
+        "autoencoder.py": {"feature_norm": "unit", "neighbours": 10},
+        "train.py": {"n_clusters": 32, "alpha": None, "label_spread": 0.2, "targets": "once", "autoencoder": "fixed",
+                     "centres": "fixed", "kl": "batchmean", "head_width": 512, "head_epochs": 50, "max_epoch": -1},
+        "test.py": {},
+    },
+}
+
+
+def parse_with_preset(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse with a flag --preset, whose values take the place of the defaults: a flag given wins."""
+    parser.add_argument("--preset", choices=tuple(PRESETS),
+                        help="published: every setting as in the authors' code (docs/reproduction.md); best: ours "
+                             "that rank best (docs/best.md). To be given to all three scripts; flags beside it win. "
+                             "Left out: the paper's method with our defaults")
+    args = parser.parse_args(arguments)
+    if args.preset:
+        parser.set_defaults(**PRESETS[args.preset][parser.prog])
+        args = parser.parse_args(arguments)
+    return args
+
+
+def add_feature_file_flags(group: argparse._ArgumentGroup, inherited: bool) -> None:
+    """--features1 and --features2. `inherited`: unset ones come from the checkpoint."""
+    for number in (1, 2):
+        group.add_argument(f"--features{number}", metavar="FILE", help=(
+            f"only when the file of features of source {number} lies elsewhere now: the same file, new place"
+            if inherited else
+            f"take the features of source {number} from this pickle or .npz of data (N, d) and labels (N,), rows as "
+            "in train.txt, then test.txt of --split_dir, instead of extracting them"
+            + ("; the images of source 2 need not be there" if number == 2 else "")))
+
+
+def add_run_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
+    """Flags of how and where to compute."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--batch_size", type=positive_int, default=batch_size,
+                       help="images (or feature rows) a step; lower it when memory runs out")
+    group.add_argument("--workers", type=positive_int, default=4,
+                       help="threads that decode images the first time; raise it on a machine of many cores")
+    group.add_argument("--device", default="auto", help="auto takes cuda, then mps, then cpu")
+    group.add_argument("--amp", action="store_true",
+                       help="bfloat16 where it is safe, slightly different numbers: about twice as fast on processors "
+                            "and GPUs that have it, many times slower on others, which it says")
+    group.add_argument("--compile", action="store_true",
+                       help="torch.compile of the CNN: takes one or two minutes and, on a CPU, a C++ compiler; pays "
+                            "from some ten thousand images on (docs/scale.md)")
+    group.add_argument("--cache_dir", default="cache",
+                       help="where decoded images and features are kept for the next run; none keeps "
+                            "them in memory")
+
+
+def add_training_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
+    """Flags of a run that trains."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--seed", type=non_negative_int, default=13,
+                       help="fixes everything that is drawn; change it to see the spread of a result")
+    group.add_argument("--output_dir", help=f"where the result goes (default: {output_dir})")
+    group.add_argument("--resume", action="store_true",
+                       help="continue the run in --output_dir from its last saved epoch, to the same result")
+    group.add_argument("--overwrite", action="store_true", help="replace a run that lies in --output_dir")
