@@ -32,7 +32,7 @@ from datasets.sources import (
 )
 from datasets.splits import SPLIT_FILES, limit_rows, scene_key, split_by_lists, split_by_seed
 from datasets.store import unreadable
-from engine.cli import positive_int
+from engine.cli import number
 from engine.distributed import first_rank_first, from_first
 from hamming import smallest_class
 from utils import InputError, first_few, rank, resolve_path, sha256_of, warn
@@ -415,7 +415,7 @@ def add_data_flags(parser: argparse.ArgumentParser, inherited: bool) -> argparse
     group.add_argument("--split_dir", help="folder with train.txt, database.txt and test.txt as published "
                                            "(path and one-hot label a line); without it the queries are "
                                            "drawn by --seed")
-    group.add_argument("--max_per_class", type=positive_int,
+    group.add_argument("--max_per_class", type=number(int, 1),
                        help="use at most so many images of each class, for a quick look")
     return group
 

@@ -31,7 +31,7 @@ from hamming.files import load_npz
 from hamming.pictures import neighbour_picture
 from myautoencoder.features import apply_network, hash_features, known_features
 from network import rebuild_hash_network
-from utils import InputError, collapse_warning, pick_device, rank, resolve_path, warn
+from utils import InputError, collapse_warning, setup_device, rank, resolve_path, warn
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -237,7 +237,7 @@ def write_similarity(content: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Every rank computes, rank 0 writes."""
     args = parse_arguments()
-    device = pick_device(args.device)
+    device = setup_device(args.device)
     started = time.time()
     dataset = None
     for flag, is_folder in (("output_dir", True), ("figures", True), ("save_codes", False), ("picture", False)):

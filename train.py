@@ -60,7 +60,7 @@ from utils import (
     autocast,
     collapse_warning,
     epoch_seed,
-    pick_device,
+    setup_device,
     progress,
     rank,
     resolve_path,
@@ -224,7 +224,7 @@ def codes_map(outputs: Callable[[np.ndarray], np.ndarray], dataset: PairedDatase
 
 def main() -> None:
     args = parse_arguments()
-    device = pick_device(args.device)
+    device = setup_device(args.device)
     seed_everything(args.seed)
 
     # ------------------------------------------------------------ data

@@ -93,7 +93,7 @@ def step_decay(lr: float, epoch: int, factor: float, every: int) -> float:
     return lr * factor ** (epoch // every)
 
 
-def pick_device(name: str) -> torch.device:
+def setup_device(name: str) -> torch.device:
     """`auto` takes cuda, then mps, then cpu; anything else is what torch calls it.
 
     Raises InputError for a device that is unknown or not there.

@@ -46,7 +46,7 @@ from engine.files import atomic_file, write_json
 from engine.run import environment
 from hamming.figures import curve_of, write_comparison, write_curves
 from myautoencoder.features import dataset_features
-from utils import InputError, pick_device, resolve_path
+from utils import InputError, setup_device, resolve_path
 
 
 class Method(NamedTuple):
@@ -133,7 +133,7 @@ class Baselines:
         dataset, args = self.datasets[seed], self.args
         settings = {"feature_backbone": args.backbone, "feature_weights": args.weights, "image_size": 224, "amp": False}
         return dataset_features(dataset if both else replace(dataset, source2=None), settings, args.weights,
-                                pick_device("auto"), 128, 4, args.cache_dir)[0]
+                                setup_device("auto"), 128, 4, args.cache_dir)[0]
 
     def settings(self, name: str, seed: int) -> dict[str, Any]:
         flags = ["backbone", "weights", "data_name", "source1", "split_dir", "max_per_class"]
@@ -162,7 +162,7 @@ class Baselines:
         query, database = torch.from_numpy(dataset.query), torch.from_numpy(dataset.database)
         labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
         train = x[torch.from_numpy(dataset.train)]
-        device = str(pick_device("auto"))
+        device = str(setup_device("auto"))
         cell.mkdir(parents=True, exist_ok=True)
         write_json(cell / "config.json", {**self.settings(name, seed), "environment": environment()})
         if bits is None:

@@ -22,7 +22,7 @@ from engine.cli import ArgumentParser, non_negative_int, positive_int, run
 from loss import cluster_centres, soft_assignment, target_distribution
 from myautoencoder.features import dataset_features, prepare_features
 from network import rebuild_autoencoder
-from utils import InputError, pick_device, resolve_path
+from utils import InputError, setup_device, resolve_path
 
 
 def spread(labels: torch.Tensor) -> float:
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--data_dir", help="when the images lie elsewhere now")
     parser.add_argument("--cache_dir", default="cache", help="as for train.py")
     args = parser.parse_args()
-    device = pick_device("auto")
+    device = setup_device("auto")
     lines = ["| autoencoder | clusters | mAP of latents | mAP of assignments | clusters a label: q | p |",
              "|---|---|---|---|---|---|"]
     for name in args.autoencoders:

@@ -1,7 +1,8 @@
-"""A large .npy made row after row, which a killed run goes on with where it stopped.
+"""Large .npy files made once: `cached_array` pulls the rows, a killed process goes on where it stopped.
 
-The rows so far lie in `.<name>.part`; how many of them were safe on the disk stands in `.<name>.rows.part`, and is
-written after them. A disk that is full is noticed as they are written, which a memory map would not survive.
+The rows so far lie in `.<name>.part`. How many of them are safe on the disk stands in
+`.<name>.rows.part`, which is written after them. Rows are written, not mapped: a full disk then
+gives an error, where a memory map would end the process.
 """
 
 from __future__ import annotations
@@ -11,86 +12,115 @@ import io
 import json
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from engine.distributed import rank
+from engine.distributed import from_first, wait_for_all
 from engine.files import lock, rename, write_json, writing
-from utils import InputError
+from utils import InputError, rank
 
 
-@contextlib.contextmanager
-def maker(path: Path) -> Iterator[bool]:
-    """Whether `path` is still to be made, by this process alone: another one that makes it is waited for.
+def cached_array(path: Path, shape: tuple[int, ...], dtype: type,
+                 rows_from: Callable[[int], Iterable[np.ndarray]], together: bool = False
+                 ) -> np.ndarray:
+    """The array at `path`, which is made first where it is not there yet.
 
-    Of the ranks of torchrun the first one goes in; the others come when it is done, or leave it out.
+    Two processes that want the same file: one makes it, the other waits. Of the ranks of torchrun
+    the first one writes.
+
+    Args:
+        path: of the finished file; its name must say what is in it, it is not compared.
+        shape: (N, ...).
+        dtype: of the file.
+        rows_from: number of a row -> blocks (n, ...) of the rows from there on, in order.
+        together: all ranks walk through `rows_from`, because they share its work.
+    Returns:
+        the array, memory-mapped read-only.
+    Raises:
+        InputError: what rows_from raises (the rows made so far are then thrown away), a full disk,
+            or a file at `path` that is damaged.
     """
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with lock(path.with_name(f".{path.name}.lock"), f"another process makes {path.name}: waiting for it",
-                  patient=True):
-            wanted = not path.exists()
-            if wanted:
-                _tidy(path, keep={place.name for place in _unfinished(path)})
-            yield wanted
-    else:
-        _tidy(path)
-        yield False
+    if from_first(path.exists()):
+        return open_cached(path, shape[0])
+    with _alone(path) if rank() == 0 else contextlib.nullcontext():
+        if from_first(not path.exists()):
+            part = _Part(path, shape, dtype) if rank() == 0 else None
+            first = from_first(part.done if part else None)
+            if rank() == 0 or together:
+                _pull(part, rows_from, first, shape[0])
+    wait_for_all()
+    return open_cached(path, shape[0])
 
 
-def _unfinished(path: Path) -> tuple[Path, Path]:
-    """The rows so far, and the note that counts those that are safe."""
-    return path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.rows.part")
-
-
-def _tidy(path: Path, keep: Collection[str] = ()) -> None:
-    """Remove what killed processes left beside `path`."""
-    for stale in path.parent.glob(f".*{path.stem}.*part"):
-        if stale.name not in keep:
-            stale.unlink(missing_ok=True)
-
-
-def finished(path: Path, rows: int) -> np.ndarray:
-    """The array of so many rows that was finished at `path`, memory-mapped read-only.
+def open_cached(path: Path, rows: int) -> np.ndarray:
+    """The finished array of so many rows at `path`, memory-mapped read-only.
 
     Raises:
-        InputError: it is cut short, of other rows, or no array: a copy that broke off, a disk that failed.
+        InputError: it is cut short, of other rows, or no array: a copy that broke off, say.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if len(array) != rows:
             raise ValueError(f"{len(array):,} rows, expected {rows:,}")
+    except FileNotFoundError:
+        raise InputError(f"rank {rank()} does not find {path}, which rank 0 has made: name a "
+                         "--cache_dir that all machines share") from None
     except Exception as error:  # numpy raises many kinds for a damaged file
-        if rank() and isinstance(error, FileNotFoundError):
-            raise InputError(f"rank {rank()} does not find {path}, which rank 0 has made: name a --cache_dir that all "
-                             "machines share") from None
-        raise InputError(f"{path} is damaged ({' '.join(str(error).split())[:120]}): remove it, and it is made "
-                         "again") from None
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{path} is damaged ({reason}): remove it, and it is made again") from None
     return array
 
 
-class GrowingArray:
-    """Rows are appended to it, and `finish` puts the file where it belongs. Use it inside `maker`."""
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the lock of `path`; another process that makes it is waited for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    taken = f"another process makes {path.name}: waiting for it"
+    with lock(path.with_name(f".{path.name}.lock"), taken, patient=True):
+        yield
+
+
+def _pull(part: _Part | None, rows_from: Callable[[int], Iterable[np.ndarray]], first: int,
+          count: int) -> None:
+    """Walk through what is missing; `part` is None on the ranks that do not write."""
+    try:
+        if part and first:
+            print(f"{part.path.name} goes on after {first:,} of {count:,} rows")
+        for rows in rows_from(first) if first < count else ():
+            if part:
+                part.append(rows)
+        if part:
+            part.finish()
+    except InputError:
+        if part:
+            part.discard()
+        raise
+    finally:
+        if part:
+            part.close()
+
+
+class _Part:
+    """The unfinished file: rows are appended, `finish` puts it where it belongs."""
 
     SAVE_EVERY = 5.0  # seconds between two looks at the disk: what a kill can cost
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: type) -> None:
-        """Begin, or go on with what an earlier process left: `done` of the shape[0] rows.
-
-        path: of the finished file. Its name must say what is in it: what was left is taken as it is.
-        """
+        """Begin, or go on with what an earlier process left: `done` of the shape[0] rows."""
         self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
-        self.part, self.note = _unfinished(path)
+        self.part = path.with_name(f".{path.name}.part")
+        self.note = path.with_name(f".{path.name}.rows.part")
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, {
-            "descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape})
+            "descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False,
+            "shape": shape})
         self._header = header.getvalue()
-        self._row = int(np.prod(shape[1:])) * self.dtype.itemsize
+        self._row = int(np.prod(shape[1:])) * self.dtype.itemsize  # bytes
         self.done = self._rows_on_disk()
         with writing(path):
-            self._file = open(self.part, "r+b" if self.done else "wb")  # noqa: SIM115 - lives as long as this object
+            self._file = open(self.part, "r+b" if self.done else "wb")  # noqa: SIM115 - see close()
             self._file.truncate(len(self._header) + self.done * self._row if self.done else 0)
             if not self.done:
                 self._file.write(self._header)
@@ -105,15 +135,16 @@ class GrowingArray:
             size = self.part.stat().st_size
         except (OSError, ValueError, TypeError, KeyError):
             return 0
-        fits = type(done) is int and 0 <= done <= self.shape[0] and size >= len(self._header) + done * self._row
+        fits = (type(done) is int and 0 <= done <= self.shape[0]
+                and size >= len(self._header) + done * self._row)
         return done if whole and fits else 0
 
-    def append(self, rows: np.ndarray, safe: bool = True) -> None:
-        """Add rows (n, *shape[1:]). safe: the next process may build upon them. Raises InputError: disk full."""
+    def append(self, rows: np.ndarray) -> None:
+        """Add rows (n, *shape[1:]). Raises InputError: disk full."""
         with writing(self.path):
             self._file.write(np.ascontiguousarray(rows, self.dtype).data)
         self.done += len(rows)
-        if safe and time.monotonic() - self._saved > self.SAVE_EVERY:
+        if time.monotonic() - self._saved > self.SAVE_EVERY:
             self._sync()
             write_json(self.note, {"rows": self.done})
             self._saved = time.monotonic()
@@ -123,24 +154,23 @@ class GrowingArray:
             self._file.flush()
             os.fsync(self._file.fileno())
 
-    def rows(self) -> np.ndarray:
-        """All rows so far, memory-mapped read-only; for a look before `finish`."""
-        self._sync()
-        return np.memmap(self.part, self.dtype, "r", len(self._header), (self.done, *self.shape[1:]))
-
     def finish(self) -> None:
         """The array is whole: from now on it stands at `path`."""
-        assert self.done == self.shape[0]
+        assert self.done == self.shape[0], f"{self.done} rows of {self.shape[0]}"
         self._sync()
         self._file.close()
         rename(self.part, self.path)
-        self.note.unlink(missing_ok=True)
+        self._tidy()
 
     def discard(self) -> None:
         """It came out wrong: nothing of it stays."""
         self.close()
-        self.part.unlink(missing_ok=True)
-        self.note.unlink(missing_ok=True)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove part and note, and what a killed process left of writing the note."""
+        for stale in self.path.parent.glob(f".{self.path.name}.*part"):
+            stale.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let go of the file; what was counted stays for the next attempt."""

@@ -8,15 +8,24 @@ import io
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from engine.distributed import all_ranks, rank, world_size
+from engine.distributed import all_ranks
 from engine.files import _sentence, at_end
 from hamming import CodeError
-from utils import LARGEST_SIDE, InputError
+from utils import (
+    LARGEST_SIDE,
+    InputError,
+    rank,
+    resolve_path,
+    seed_everything,
+    setup_device,
+    world_size,
+)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -44,70 +53,34 @@ class ArgumentParser(argparse.ArgumentParser):
 MOST = 2**31 - 1  # of any whole number on the command line; no image, epoch or unit is beyond it
 
 
-def positive_int(text: str) -> int:
-    """argparse type: an integer of at least 1."""
-    value = int(text)
-    if not 1 <= value <= MOST:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return value
+def number(kind: type, least: float, most: float = MOST) -> Callable[[str], float]:
+    """An argparse type: an int or a float from `least` to `most`.
+
+    Args:
+        kind: int or float.
+    """
+    def convert(text: str) -> float:
+        value = kind(text)
+        if not least <= value <= most:  # also false for nan
+            what = "a whole number" if kind is int else "a number"
+            limits = f"of at least {least:g}" if most == MOST else f"from {least:g} to {most:g}"
+            raise argparse.ArgumentTypeError(f"{text} is not {what} {limits}")
+        return value
+
+    convert.__name__ = "whole number" if kind is int else "number"  # argparse: invalid ... value
+    return convert
 
 
-def non_negative_int(text: str) -> int:
-    """argparse type: an integer of at least 0."""
-    value = int(text)
-    if not 0 <= value <= MOST:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number >= 0")
-    return value
+def number_or(word: str, kind: type, least: float, most: float = MOST
+              ) -> Callable[[str], float | None]:
+    """As `number`, but `word` is also allowed, and gives None."""
+    convert = number(kind, least, most)
 
+    def convert_or(text: str) -> float | None:
+        return None if text == word else convert(text)
 
-def non_negative_float(text: str) -> float:
-    """argparse type: a float from 0 to a billion: rates and weights of losses."""
-    value = float(text)
-    if not 0 <= value <= 1e9:
-        raise argparse.ArgumentTypeError(f"{text} is not a number >= 0, or beyond all reason")
-    return value
-
-
-def finite_float(text: str) -> float:
-    """argparse type: a float that float32 can hold, with room."""
-    value = float(text)
-    if not abs(value) < 1e30:
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
-    return value
-
-
-def image_side(text: str) -> int:
-    """argparse type: the side of an image in pixels, 1 to LARGEST_SIDE."""
-    value = int(text)
-    if not 1 <= value <= LARGEST_SIDE:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to {LARGEST_SIDE}")
-    return value
-
-
-def epoch_number(text: str) -> int:
-    """argparse type: the number of an epoch, or -1 for none."""
-    value = int(text)
-    if not -1 <= value <= MOST:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number >= -1")
-    return value
-
-
-def share(text: str) -> float:
-    """argparse type: a float of at least 0 and below 1."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to below 1")
-    return value
-
-
-def positive_float_or_auto(text: str) -> float | None:
-    """argparse type: a finite float above 0, or auto, which gives None."""
-    if text == "auto":
-        return None
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not auto or a number above 0")
-    return value
+    convert_or.__name__ = f"{convert.__name__}, or {word},"
+    return convert_or
 
 
 def run(main: Callable[[], None], resumable: bool = False, shared: bool = False) -> int:
@@ -200,9 +173,9 @@ def add_feature_file_flags(group: argparse._ArgumentGroup, inherited: bool) -> N
 def add_run_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """Flags of how and where to compute."""
     group = parser.add_argument_group("run")
-    group.add_argument("--batch_size", type=positive_int, default=batch_size,
+    group.add_argument("--batch_size", type=number(int, 1), default=batch_size,
                        help="images (or feature rows) a step; lower it when memory runs out")
-    group.add_argument("--workers", type=positive_int, default=4,
+    group.add_argument("--workers", type=number(int, 1), default=4,
                        help="threads that decode images the first time; raise it on a machine of many cores")
     group.add_argument("--device", default="auto", help="auto takes cuda, then mps, then cpu")
     group.add_argument("--amp", action="store_true",
@@ -219,9 +192,34 @@ def add_run_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
 def add_training_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     """Flags of a run that trains."""
     group = parser.add_argument_group("output")
-    group.add_argument("--seed", type=non_negative_int, default=13,
+    group.add_argument("--seed", type=number(int, 0), default=13,
                        help="fixes everything that is drawn; change it to see the spread of a result")
     group.add_argument("--output_dir", help=f"where the result goes (default: {output_dir})")
     group.add_argument("--resume", action="store_true",
                        help="continue the run in --output_dir from its last saved epoch, to the same result")
     group.add_argument("--overwrite", action="store_true", help="replace a run that lies in --output_dir")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How and where a script computes: what travels together through features and hashing."""
+
+    device: torch.device
+    batch_size: int = 128  # images a step
+    workers: int = 4  # threads that decode
+    amp: bool = False  # bfloat16 where it is safe
+    compile: bool = False  # torch.compile of the CNN
+    cache_dir: Path | None = None  # of decoded images and features; None keeps them in memory
+
+
+def setup(args: argparse.Namespace) -> Compute:
+    """Seed all generators, take the device, and say how to compute.
+
+    Raises:
+        InputError: a device that is unknown or not there.
+    """
+    device = setup_device(args.device)
+    if hasattr(args, "seed"):
+        seed_everything(args.seed)
+    cache_dir = None if args.cache_dir == "none" else resolve_path(args.cache_dir)
+    return Compute(device, args.batch_size, args.workers, args.amp, args.compile, cache_dir)

@@ -58,7 +58,7 @@ from utils import (
     InputError,
     autocast,
     epoch_seed,
-    pick_device,
+    setup_device,
     progress,
     resolve_path,
     seed_everything,
@@ -165,7 +165,7 @@ def latent_map(model: MultisourceAutoencoder, features: Sequence[np.ndarray], da
 
 def main() -> None:
     args = parse_arguments()
-    device = pick_device(args.device)
+    device = setup_device(args.device)
     seed_everything(args.seed)
 
     # ------------------------------------------------------------ data

@@ -541,7 +541,7 @@ def test_bfloat16_that_is_imitated_is_warned_of(monkeypatch, capsys, factor, war
 FREED = """
 import os, resource
 import torch
-from utils import pick_device
+from utils import setup_device
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -552,10 +552,10 @@ def faults():
 faults()
 as_it_is = faults()
 os.environ["MALLOC_MMAP_MAX_"] = "65536"
-pick_device("cpu")
+setup_device("cpu")
 as_asked = faults()
 del os.environ["MALLOC_MMAP_MAX_"]
-pick_device("cpu")
+setup_device("cpu")
 faults()
 print(as_it_is, as_asked, faults())
 """

@@ -23,7 +23,7 @@ import sys
 
 from engine.cli import ArgumentParser, positive_int, run
 from engine.files import check_writable
-from utils import ROOT, InputError, pick_device, resolve_path
+from utils import ROOT, InputError, setup_device, resolve_path
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -50,7 +50,7 @@ def all_commands(args: argparse.Namespace) -> list[list[str]]:
     """The command lines, without python, that `all` stands for."""
     given = {name: value for name, value in vars(args).items() if name not in ("command", "device", "repeat")}
     images = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-    device = pick_device(args.device)
+    device = setup_device(args.device)
     card, there = device.type == "cuda", ["--device", str(device)]
     amp = ["--amp"] if card else []  # of CPUs only some have bfloat16, and on the others it takes hours
     commands = [("features", [*images, *there, *amp]), ("autoencoder", [*there, *amp]), ("train", [*images, *there]),

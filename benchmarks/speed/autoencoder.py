@@ -39,7 +39,7 @@ from engine.cli import positive_int
 from engine.run import LossWatch
 from myautoencoder.autoencoder import latent_map, train_one_epoch
 from network import MultisourceAutoencoder
-from utils import InputError, pick_device
+from utils import InputError, setup_device
 
 CLASSES = 10
 BATCH, LATENT, LAMBDA1, RATE = 512, 64, 0.1, 0.001  # the defaults of autoencoder.py, as published
@@ -173,7 +173,7 @@ def products(model: MultisourceAutoencoder, steps: int, device: torch.device) ->
 
 def measure(args: argparse.Namespace) -> Iterator[str]:
     """Measure all methods; the table, line by line."""
-    device = pick_device(args.device)
+    device = setup_device(args.device)
     args.device = str(device)
     if min(args.images, args.queries) < CLASSES:
         raise InputError(f"--images {args.images} --queries {args.queries}: at least {CLASSES} of each, one a class")

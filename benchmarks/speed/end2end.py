@@ -54,7 +54,7 @@ from engine.cli import image_side, non_negative_int, positive_int
 from loss import cluster_centres, target_distribution
 from myautoencoder.features import calibrate
 from network import Backbone, HashNetwork, MrHash, MultisourceAutoencoder
-from utils import ROOT, InputError, pick_device, step_decay
+from utils import ROOT, InputError, setup_device, step_decay
 
 AUTOENCODER, TRAIN, TEST = STAGES = ("autoencoder.py: features, autoencoder", "train.py: hash network",
                                      "test.py: codes, mAP")
@@ -126,7 +126,7 @@ class PlainPieces:
     """The stages one after the other, each a method; what one makes lies in memory for the next."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.device = args, pick_device(args.device)
+        self.args, self.device = args, setup_device(args.device)
         self.dataset: PairedDataset = load_images(args)
         labels = self.dataset.labels
         hot = np.eye(labels.max() + 1)[labels] if labels.ndim == 1 else labels
@@ -192,7 +192,7 @@ def run_plain(args: argparse.Namespace) -> Run:
 
 def measure(args: argparse.Namespace) -> Iterator[str]:
     """Measure all; the table, line by line."""
-    device = pick_device(args.device)
+    device = setup_device(args.device)
     args.device = str(device)
     dataset = load_images(args)
     if dataset.labels is None:

@@ -34,7 +34,7 @@ from datasets.store import IMAGENET_STD, ImageLoader, ImageStore
 from engine.cli import image_side, positive_int
 from myautoencoder.features import apply_network, calibrate
 from network import Backbone
-from utils import InputError, pick_device
+from utils import InputError, setup_device
 
 PLAIN, ALONE, FILES, DECODED = ("plain loop", "plain loop, its network alone", "ours, from files",
                                 "ours, decoded before")
@@ -86,7 +86,7 @@ def check_views(ours: np.ndarray, plain: np.ndarray) -> None:
 
 def measure(args: argparse.Namespace) -> Iterator[str]:
     """Measure all methods; the table, line by line."""
-    device = pick_device(args.device)
+    device = setup_device(args.device)
     args.device = str(device)
     dataset = load_images(args)
     source, untouched = dataset.source1, load_images(args).source1

@@ -41,7 +41,7 @@ from datasets.store import ImageLoader, ImageStore, Transform, training_views
 from engine.cli import image_side, positive_int
 from network import Backbone, HashNetwork, MrHash, MultisourceAutoencoder
 from train import Progress, train_one_epoch
-from utils import pick_device
+from utils import setup_device
 
 OURS, COMPILED, CEILING, PUBLISHED = ("ours", "ours, torch.compile", "ceiling: one batch, on the device already",
                                       "published style loader")
@@ -89,7 +89,7 @@ def _views(name: str, args: argparse.Namespace, dataset: PairedDataset, batches:
 
 def measure_one(name: str, args: argparse.Namespace, cache: Path) -> Run:
     """One measurement of one method, in this process. cache: the folder of decoded images."""
-    device = pick_device(args.device)
+    device = setup_device(args.device)
     dataset = load_images(args)
     torch.manual_seed(0)
     count, sources = len(dataset.train), len(dataset.sources)
@@ -132,7 +132,7 @@ def measure_one(name: str, args: argparse.Namespace, cache: Path) -> Run:
 
 def measure(args: argparse.Namespace) -> Iterator[str]:
     """Measure all methods; the table, line by line."""
-    device = pick_device(args.device)
+    device = setup_device(args.device)
     args.device = str(device)
     dataset = load_images(args)
     names = [OURS, *([COMPILED] if args.compile else []), CEILING, PUBLISHED]

@@ -351,7 +351,7 @@ def test_all_runs_every_benchmark_with_its_own_flags_and_names_those_that_failed
 
 def test_all_tells_a_card_to_measure_bfloat16_and_compiling_too(monkeypatch):
     script = script_module("bench.py")
-    monkeypatch.setattr(script, "pick_device", torch.device)
+    monkeypatch.setattr(script, "setup_device", torch.device)
     parser = script.make_parser()
     parsed = [parser.parse_args(command[1:])
               for command in script.all_commands(parser.parse_args(["all", "--device", "cuda:0"]))]
