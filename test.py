@@ -31,7 +31,7 @@ from hamming.files import load_npz
 from hamming.pictures import neighbour_picture
 from myautoencoder.features import apply_network, hash_features, known_features
 from network import rebuild_hash_network
-from utils import InputError, collapse_warning, setup_device, rank, resolve_path, warn
+from utils import InputError, collapse_warning, rank, resolve_path, setup_device, warn
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -60,11 +60,11 @@ from utils import (
     autocast,
     collapse_warning,
     epoch_seed,
-    setup_device,
     progress,
     rank,
     resolve_path,
     seed_everything,
+    setup_device,
     step_decay,
     warn,
 )

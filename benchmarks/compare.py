@@ -46,7 +46,7 @@ from engine.files import atomic_file, write_json
 from engine.run import environment
 from hamming.figures import curve_of, write_comparison, write_curves
 from myautoencoder.features import dataset_features
-from utils import InputError, setup_device, resolve_path
+from utils import InputError, resolve_path, setup_device
 
 
 class Method(NamedTuple):

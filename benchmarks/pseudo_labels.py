@@ -22,7 +22,7 @@ from engine.cli import ArgumentParser, non_negative_int, positive_int, run
 from loss import cluster_centres, soft_assignment, target_distribution
 from myautoencoder.features import dataset_features, prepare_features
 from network import rebuild_autoencoder
-from utils import InputError, setup_device, resolve_path
+from utils import InputError, resolve_path, setup_device
 
 
 def spread(labels: torch.Tensor) -> float:

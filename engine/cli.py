@@ -18,7 +18,6 @@ from engine.distributed import all_ranks
 from engine.files import _sentence, at_end
 from hamming import CodeError
 from utils import (
-    LARGEST_SIDE,
     InputError,
     rank,
     resolve_path,

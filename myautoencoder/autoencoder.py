@@ -58,10 +58,10 @@ from utils import (
     InputError,
     autocast,
     epoch_seed,
-    setup_device,
     progress,
     resolve_path,
     seed_everything,
+    setup_device,
     step_decay,
     warn,
 )

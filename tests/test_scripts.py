@@ -15,6 +15,7 @@ import hamming
 from engine.run import LossWatch
 from helpers import QUICK, SMALL, call, make_pairs, read_results, run_script, script_module, stage1_flags, stage2_flags
 from network import Backbone, MultisourceAutoencoder
+
 pass
 
 

@@ -23,7 +23,7 @@ import sys
 
 from engine.cli import ArgumentParser, positive_int, run
 from engine.files import check_writable
-from utils import ROOT, InputError, setup_device, resolve_path
+from utils import ROOT, InputError, resolve_path, setup_device
 
 
 def make_parser() -> argparse.ArgumentParser:
