@@ -1,71 +1,100 @@
-"""What pseudo multi-labels are worth before any hash network sees them: mAP of latents and of their assignments.
+"""What pseudo multi-labels are worth before any hash network sees them, as mAP.
 
-    python scripts/pseudo_labels.py runs/autoencoder_*/autoencoder.pth --n_clusters 8 16 32 64
+    python -m benchmarks.pseudo_labels runs/autoencoder_*/autoencoder.pth --n_clusters 8 16 32 64
 
-For each autoencoder and number of clusters, a line of Markdown: mAP@R of the latents; of the soft assignments q of
-queries and database, both by Euclidean distance; and how sharp assignments and targets are, as the number of clusters
-among which a label is spread, exp of the mean entropy: 1 is a single label, n_clusters says nothing at all. Codes
-are trained to agree with these labels, so what is lost here no hash network can know. Labels are only measured with.
+For each autoencoder and number of clusters, a line of Markdown (docs/reproduction.md): mAP@R of the
+latents; of the soft assignments q of queries and database, both by Euclidean distance; and how
+sharp assignments and targets are, as the number of clusters among which a label is spread, exp of
+the mean entropy: 1 is a single label, n_clusters says nothing at all. Codes are trained to agree
+with these labels, so what is lost here no hash network can know. Labels are only measured with.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import hamming
-from data_loader import DataConfig, load_dataset
+from benchmarks import tables
+from data_loader import DataConfig, PairedDataset, load_dataset
 from engine.checkpoint import load_checkpoint
-from engine.cli import ArgumentParser, non_negative_int, positive_int, run
+from engine.cli import ArgumentParser, Compute, number, run
 from loss import cluster_centres, soft_assignment, target_distribution
 from myautoencoder.features import dataset_features, prepare_features
 from network import rebuild_autoencoder
 from utils import InputError, resolve_path, setup_device
 
+STARTS = 20  # of k-means, as in train.py
 
-def spread(labels: torch.Tensor) -> float:
+
+def spread(labels: Tensor) -> float:
     """exp(mean entropy) of the rows of (N, C)."""
     return float(torch.special.entr(labels).sum(dim=1).mean().exp())
 
 
-def main() -> None:
-    parser = ArgumentParser(prog="pseudo_labels.py", description=__doc__.splitlines()[0])
-    parser.add_argument("autoencoders", nargs="+", help="autoencoder.pth files whose images have labels")
-    parser.add_argument("--n_clusters", type=positive_int, nargs="+", default=[16], help="as for train.py")
-    parser.add_argument("--seed", type=non_negative_int, default=13, help="of k-means, as for train.py")
-    parser.add_argument("--data_dir", help="when the images lie elsewhere now")
-    parser.add_argument("--cache_dir", default="cache", help="as for train.py")
-    args = parser.parse_args()
-    device = setup_device("auto")
-    lines = ["| autoencoder | clusters | mAP of latents | mAP of assignments | clusters a label: q | p |",
-             "|---|---|---|---|---|---|"]
-    for name in args.autoencoders:
-        path = resolve_path(name)
-        stage1 = load_checkpoint(path, "mrhash-autoencoder-1")
-        data = {**stage1["data"], **({"data_dir": args.data_dir} if args.data_dir else {})}
-        dataset = load_dataset(DataConfig(**data))
-        if dataset.labels is None:
-            raise InputError(f"the images of {path} have no labels, so there is nothing to measure")
-        arrays, _ = dataset_features(dataset, stage1["features"], stage1["features"]["feature_weights"], device, 128, 4,
-                                     args.cache_dir, stage1["features"].get("files", [None, None]))
-        arrays = prepare_features(arrays, dataset.train, stage1["features"], device)
-        autoencoder = rebuild_autoencoder(stage1, path).to(device)
-        latent = autoencoder.encode_all([torch.from_numpy(np.array(x)).to(device) for x in arrays]).cpu()
-        labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
-        R = hamming.smallest_class(labels[1])
+def latents_of(path: Path, data_dir: str | None, compute: Compute
+               ) -> tuple[PairedDataset, Tensor]:
+    """The images of an autoencoder and their latents (N, latent_dim).
 
-        def value(x: torch.Tensor, dataset=dataset, labels=labels, R=R) -> float:
-            return hamming.float_map(x[dataset.query].numpy(), x[dataset.database].numpy(), *labels, R=R)
+    Raises:
+        InputError: no labels; a file that is damaged, or of other images.
+    """
+    stage1 = load_checkpoint(path, "mrhash-autoencoder-1")
+    data, settings = dict(stage1["data"]), stage1["features"]
+    if data_dir:
+        data["data_dir"] = data_dir
+    dataset = load_dataset(DataConfig(**data))
+    if dataset.labels is None:
+        raise InputError(f"the images of {path} have no labels, so there is nothing to measure")
+    arrays, _ = dataset_features(dataset, settings, settings["feature_weights"], compute,
+                                 files=settings.get("files", (None, None)))
+    arrays = prepare_features(arrays, dataset.train, settings, compute.device)
+    features = [torch.from_numpy(np.array(x)).to(compute.device) for x in arrays]
+    autoencoder = rebuild_autoencoder(stage1, path).to(compute.device)
+    return dataset, autoencoder.encode_all(features).cpu()
 
-        for clusters in args.n_clusters:
-            training = latent[dataset.train]
-            centres = torch.from_numpy(cluster_centres(training.numpy(), clusters, 20, args.seed))
-            q = soft_assignment(training, centres)
-            lines.append(f"| {path.parent.name} | {clusters} | {value(latent):.3f} | "
-                         f"{value(soft_assignment(latent, centres)):.3f} | {spread(q):.1f} | "
-                         f"{spread(target_distribution(q)):.1f} |")
+
+def lines_of(name: str, dataset: PairedDataset, latent: Tensor, numbers: Sequence[int], seed: int
+             ) -> Iterator[str]:
+    """A line of the table for each number of clusters."""
+    labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
+    R = hamming.smallest_class(labels[1])
+
+    def value(x: Tensor) -> float:
+        query, database = x[dataset.query].numpy(), x[dataset.database].numpy()
+        return hamming.float_map(query, database, *labels, R=R)
+
+    training = latent[dataset.train]
+    for count in numbers:
+        centres = torch.from_numpy(cluster_centres(training.numpy(), count, STARTS, seed))
+        q = soft_assignment(training, centres)
+        yield tables.row(name, count, f"{value(latent):.3f}",
+                         f"{value(soft_assignment(latent, centres)):.3f}",
+                         f"{spread(q):.1f}", f"{spread(target_distribution(q)):.1f}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = ArgumentParser(prog="python -m benchmarks.pseudo_labels",
+                            description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("autoencoders", nargs="+", help="autoencoder.pth files whose images have labels")
+    add("--n_clusters", type=number(int, 1), nargs="+", default=[16], help="as for train.py")
+    add("--seed", type=number(int, 0), default=13, help="of k-means, as for train.py")
+    add("--data_dir", help="when the images lie elsewhere now")
+    add("--cache_dir", default="cache", help="as for train.py")
+    args = parser.parse_args(arguments)
+    cache_dir = None if args.cache_dir == "none" else resolve_path(args.cache_dir)
+    compute = Compute(setup_device("auto"), cache_dir=cache_dir)
+    lines = [tables.heading("autoencoder", "clusters", "mAP of latents", "mAP of assignments",
+                            "clusters a label: q", "p")]
+    for path in map(resolve_path, args.autoencoders):
+        dataset, latent = latents_of(path, args.data_dir, compute)
+        lines += lines_of(path.parent.name, dataset, latent, args.n_clusters, args.seed)
     print("\n".join(lines))
 
 

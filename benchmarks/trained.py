@@ -1,0 +1,143 @@
+"""Cells that are trained: the three scripts, run as a user would, each once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.cells import Record, check_settings, damaged, read_json
+from engine.checkpoint import load_checkpoint
+from myautoencoder import autoencoder
+from train import parse_arguments
+from utils import ROOT
+
+# What may differ between a finished cell and the command that would make it: places, and how it is
+# computed.
+PLACES = {"data_dir", "pretrained_dp_path", "output_dir", "cache_dir", "resume", "overwrite",
+          "workers", "device", "eval_frequency", "preset", "skip_bad"}
+WORDS = {"alpha", "max_epoch"}  # None is a choice: auto, and none; elsewhere it is "as stage 1"
+
+
+def settings_of(parsed: Namespace) -> dict[str, Any]:
+    """What a cell's config.json must say if the parsed command made it."""
+    return {name: value for name, value in vars(parsed).items()
+            if name not in PLACES and (value is not None or name in WORDS)}
+
+
+def run_script(log: Path, jobs: int, *command: object) -> None:
+    """Run one of our scripts; its output goes to `log`. Raises RuntimeError when it fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    tqdm.write(shlex.join(["+", "python", *map(str, command)]))
+    environment = dict(os.environ)
+    if jobs > 1:  # else each process would start a thread for every core
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+    with open(log, "w") as file:
+        done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, stdout=file,
+                              check=False, stderr=subprocess.STDOUT, env=environment)
+    if done.returncode:
+        lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+        raise RuntimeError(f"exit {done.returncode}: {lines[-1]}")
+
+
+def pretrain(args: Namespace, cell: Path, seed: int, flags: Iterable[object],
+             fingerprint: str) -> Record:
+    """autoencoder.py into `cell`, whose autoencoder.pth train_and_test then takes.
+
+    Args:
+        args: of the table.
+        cell: a folder.
+        seed: as for autoencoder.py.
+        flags: beside those of the table.
+        fingerprint: of the data, which a finished cell must have had.
+    Raises:
+        RuntimeError: the script failed.
+        InputError: a finished cell has other settings, or is damaged.
+    """
+    command = ["--data_name", args.data_name, "--data_dir", args.data_dir]
+    for name in ("source1", "source2", "split_dir", "max_per_class"):
+        if getattr(args, name) is not None:
+            command += [f"--{name}", getattr(args, name)]
+    command += ["--feature_backbone", args.backbone, "--feature_weights", args.weights]
+    if args.skip_bad:
+        command.append("--skip_bad")
+    command += ["--seed", seed, "--cache_dir", args.cache_dir, "--output_dir", cell, "--resume",
+                "--eval_frequency", 0, *flags]
+    if (cell / "autoencoder.pth").exists():
+        parsed = autoencoder.parse_arguments([str(word) for word in command])
+        check_settings(cell, {**settings_of(parsed), "fingerprint": fingerprint})
+    else:
+        run_script(cell / "output.txt", args.jobs, "myautoencoder/autoencoder.py", *command)
+    return {}
+
+
+def train_and_test(args: Namespace, cell: Path, pretrained: Path, bits: int, seed: int,
+                   flags: Iterable[object], sized: bool) -> Record:
+    """train.py and test.py into `cell`; returns what the table wants to know of it.
+
+    Args:
+        args: of the table.
+        cell: a folder.
+        pretrained: the autoencoder.pth.
+        bits, seed: as for train.py.
+        flags: beside those of the table.
+        sized: whether --image_size, --max_epoch and --batch_size are the table's.
+    Raises:
+        RuntimeError: a script failed.
+        InputError: a finished cell has other settings, or is damaged.
+    """
+    command = ["--hash_bit", bits, "--pretrained_dp_path", pretrained, "--model_type",
+               args.backbone, "--weights", args.weights]
+    if sized:
+        command += ["--image_size", args.image_size, "--max_epoch", args.max_epoch,
+                    "--batch_size", args.batch_size]
+    command += ["--eval_frequency", 0, "--seed", seed, "--cache_dir", args.cache_dir,
+                "--output_dir", cell, "--resume"]
+    if args.amp:
+        command.append("--amp")
+    command += flags
+    trained = (cell / "mrhash.pth").exists() and not (cell / "last.pth").exists()
+    tested = (cell / "results.json").exists()
+    if trained or tested:
+        wanted = settings_of(parse_arguments([str(word) for word in command]))
+        wanted["fingerprint"] = load_checkpoint(pretrained, autoencoder.FORMAT)["fingerprint"]
+        check_settings(cell, wanted)
+    if not trained and not tested:
+        run_script(cell / "train.txt", args.jobs, "train.py", *command)
+    if not tested:
+        run_script(cell / "test.txt", args.jobs, "test.py", "--hash_bit", bits, "--pretrain_path",
+                   cell / "mrhash.pth", "--cache_dir", args.cache_dir, "--save_codes",
+                   cell / "codes.npz")
+        (cell / "last.pth").unlink(missing_ok=True)  # the optimiser's state of a finished run
+    return _record(cell, pretrained, bits, seed)
+
+
+def _record(cell: Path, pretrained: Path, bits: int, seed: int) -> Record:
+    """What the files of a finished cell say."""
+    results, config = read_json(cell / "results.json"), read_json(cell / "config.json")
+    log = cell / "log.jsonl"
+    try:
+        last = json.loads(log.read_text().splitlines()[-1])
+    except (IndexError, ValueError):
+        raise damaged(log, "its last line is no record") from None
+    epochs = config.get("head_epochs", 0)
+    if config["max_epoch"] is not None:
+        epochs += config["max_epoch"] + 1
+    return {"bits": bits, "seed": seed, "cell": cell.name,
+            "map": results["map"], "R": results["R"], "chance": results["map_chance"],
+            "train_seconds": last["seconds"],
+            "map_min": results["map_min"], "map_max": results["map_max"],
+            "latent_map": load_checkpoint(pretrained, autoencoder.FORMAT)["latent_map"],
+            "image_size": config["image_size"], "epochs": epochs,
+            "batch_size": config["batch_size"],
+            "device": config["environment"]["cuda"] or "cpu",
+            "commit": config["environment"]["git_commit"]}

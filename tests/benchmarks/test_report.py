@@ -1,0 +1,63 @@
+"""The table of compare from the numbers of its cells."""
+
+import csv
+
+import numpy as np
+import pytest
+
+import hamming
+from benchmarks.methods import TITLES
+from benchmarks.report import map_table
+from hamming.figures import curve_of
+from helpers import ROOT
+
+
+def of_document(name):
+    """The records of a CSV in docs."""
+    records = {}
+    with open(ROOT / "docs" / name, newline="") as file:
+        for line in csv.DictReader(file):
+            assert line["title"] == TITLES[line["method"]]
+            bits = int(line["bits"]) if line["bits"] else None
+            record = {"map": float(line["map"])}
+            if line["latent_map"]:
+                record["latent_map"] = float(line["latent_map"])
+            records[line["method"], bits, int(line["seed"])] = record
+    return records
+
+
+@pytest.mark.parametrize(("differences", "lines"), [
+    (False, ["| method | floats | 16 bits | 32 bits | 64 bits | 128 bits |",
+             "| float features, centred cosine | 0.661 (0.013) |  |  |  |  |",
+             "| ITQ |  | 0.538 (0.015) | 0.596 (0.023) | 0.621 (0.021) | 0.641 (0.011) |",
+             "| MrHash, no second source | 0.571 (0.017) |  | 0.402 (0.140) |  |  |"]),
+    (True, ["| MrHash, `--preset best` | 0.754 (0.008) | 0.656 (0.066) | 0.713 (0.051) "
+            "| 0.716 (0.036) | 0.726 (0.033) |",
+            "0.652 (0.011), -0.4 [-4.3 +2.6 +0.5] |  | 0.682 (0.016), -3.4 [-4.9 -2.2 -3.1] |  |",
+            "| best, 64 clusters | 0.754 (0.008) | 0.689 (0.010), +3.3 [+0.2 +5.8 +4.0] |  |"])])
+def test_the_published_numbers_make_the_published_table(differences, lines):
+    """What README.md and docs/best.md say, of 3 seeds."""
+    found = map_table(of_document("compare_ucmerced.csv"), [16, 32, 64, 128], 3, differences)
+    for line in lines:
+        assert line in found
+
+
+def test_one_seed_has_no_spread():
+    found = map_table(of_document("compare_eurosat.csv"), [64], 1, True)
+    assert "| best, features not averaged | 0.603, -9.4 | 0.628, -7.6 |" in found
+
+
+def test_recall_and_precision_of_a_ranking_with_classes_of_unlike_size():
+    draw = np.random.default_rng(0)
+    database, query = (draw.integers(0, 256, (count, 1), dtype=np.uint8) for count in (40, 6))
+    theirs, own = np.repeat([0, 1], [30, 10]), np.array([0, 1, 0, 1, 1, 0])
+    recall, precision = curve_of(
+        hamming.distance_histograms(query, database, own, theirs, hash_bit=8))
+    assert recall[-1] == pytest.approx(1)
+    assert precision[-1] == pytest.approx((0.75 + 0.25) / 2)
+    nearest = []
+    for code, label in zip(query, own, strict=True):
+        distance = np.unpackbits(database ^ code, axis=1).sum(axis=1)
+        tied = theirs[distance == distance.min()] == label
+        nearest.append((tied.mean(), tied.mean() / (theirs == label).sum()))
+    assert (precision[0], recall[0]) == pytest.approx(tuple(np.mean(nearest, axis=0)))
