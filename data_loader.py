@@ -25,7 +25,6 @@ from datasets.store import ImageStore, ahead, unreadable
 from datasets.transforms import Transform, to_device
 from engine.cli import Compute, number
 from engine.distributed import from_first
-from hamming import smallest_class
 from utils import InputError, rank, resolve_path, warn
 
 # A new data set: a file that has scenes(config) -> Scenes and may have QUERIES_PER_CLASS and PLACES
@@ -279,19 +278,3 @@ def moved_places(config: DataConfig) -> set[str]:
     """Flags that say where images and lists lie, which may change while their content does not."""
     module = MODULES.get(DATASETS.get(config.data_name.lower()))
     return {"split_dir"} | getattr(module, "PLACES", set())
-
-
-def choose_R(given: int | None, labels: np.ndarray) -> int:
-    """The cut of mAP@R: `given`, or the size of the smallest class in the database.
-
-    Args:
-        given: by --R, or None.
-        labels: the database's, (N,) or 0/1 (N, C).
-    Raises:
-        InputError: `given` is larger than the database.
-    """
-    if given is None:
-        return smallest_class(labels)
-    if given > len(labels):
-        raise InputError(f"--R {given} is larger than the database of {len(labels):,} images")
-    return given

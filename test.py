@@ -21,12 +21,14 @@ from typing import Any
 import numpy as np
 
 import hamming
-from data_loader import ImageLoader, PairedDataset, add_data_flags, choose_R, inherit_dataset
+from data_loader import ImageLoader, add_data_flags, inherit_dataset
+from datasets.base import PairedDataset
 from engine import cli
 from engine.checkpoint import load_checkpoint
 from engine.cli import ArgumentParser, Compute, number
 from engine.distributed import own_part, sum_over_ranks
 from engine.files import atomic_file, check_writable, write_json
+from engine.monitor import choose_R
 from hamming.files import read_codes, write_similarity
 from hamming.pictures import neighbour_picture
 from myautoencoder.features import FeatureExtractor, apply_network, hash_features

@@ -23,25 +23,20 @@ import torch
 from torch import Tensor, nn
 
 import hamming
-from data_loader import (
-    DataConfig,
-    ImageLoader,
-    PairedDataset,
-    add_data_flags,
-    inherit_dataset,
-    monitored_R,
-)
+from data_loader import ImageLoader, add_data_flags, inherit_dataset
+from datasets.base import DataConfig, PairedDataset
 from engine import cli
 from engine.checkpoint import LIMITS, content_of
 from engine.cli import ArgumentParser, number, number_or
 from engine.distributed import wrap_for_ranks
 from engine.epoch import ShuffledEpoch
 from engine.loop import Run
+from engine.monitor import is_due, monitored_R
 from loss import multi_semantic_loss, single_labels, target_distribution
 from myautoencoder.phases import FrozenFeatures, TrainingImages, plan_phases
 from myautoencoder.stage1 import load_stage1, make_centres, training_features
 from network import HashNetwork, MrHash, MultisourceAutoencoder, load_backbone, rebuild_autoencoder
-from utils import LARGEST_SIDE, autocast, is_due, resolve_path, set_rates
+from utils import LARGEST_SIDE, autocast, resolve_path, set_rates
 
 
 def main() -> None:
@@ -54,7 +49,7 @@ def main() -> None:
     autoencoder = rebuild_autoencoder(*stage1)
     dataset, data = inherit_dataset(args, stage1[0])
     print(dataset.describe())
-    R = monitored_R(args, dataset)
+    R = monitored_R(args, dataset.database_labels)
     run = open_run(args, dataset, R, content_of(stage1[0], autoencoder.state_dict()))
     features, norms = training_features(args, dataset, stage1, compute)  # float32 (n, d) a source
     loader = ImageLoader(dataset.source1, dataset.file_label(0), args.image_size, compute)
@@ -159,7 +154,7 @@ def measure_codes(network: HashNetwork, source: TrainingImages | FrozenFeatures,
         outputs = np.concatenate(list(source.outputs(network, rows)))
         codes.append(hamming.pack_codes(outputs, threshold))
     bits = network.hash_layer.out_features
-    labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
+    labels = dataset.labels[dataset.query], dataset.database_labels
     device = str(network.hash_layer.weight.device)
     results = hamming.evaluate(*codes, *labels, hash_bit=bits, R=R, device=device)
     return {"map": results["map"], "constant_bits": hamming.constant_bits(codes[1], bits)}
@@ -203,6 +198,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     args = cli.parse_with_preset(parser, arguments)
     if args.max_epoch is None and args.head_epochs == 0:
         parser.error("argument --max_epoch: none trains nothing without --head_epochs")
+    if args.select == "test_map" and args.eval_frequency == 0:
+        parser.error("argument --select: test_map needs --eval_frequency above 0")
     return args
 
 

@@ -147,11 +147,6 @@ def set_rates(optimizer: torch.optim.Optimizer, *rates: float) -> None:
         group["lr"] = rate
 
 
-def is_due(epoch: int, count: int, frequency: int) -> bool:
-    """Whether to measure after this epoch: every so many, and after the last one; 0 is never."""
-    return frequency > 0 and (epoch % frequency == 0 or epoch == count - 1)
-
-
 # ---------------------------------------------------------------- devices
 
 

@@ -66,6 +66,10 @@ class PairedDataset:
         return [self.source1] if self.source2 is None else [self.source1, self.source2]
 
     @property
+    def database_labels(self) -> np.ndarray | None:
+        return None if self.labels is None else self.labels[self.database]
+
+    @property
     def fingerprint(self) -> str:
         """Changes when a name, a label or the split changes; not when files are copied."""
         labels = np.zeros(0) if self.labels is None else self.labels.astype(np.int64)

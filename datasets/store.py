@@ -66,8 +66,8 @@ class ImageStore:
         sizes = np.array(_made(path and path.with_suffix(".sizes.npy"), (len(source), 2), np.int64,
                                decoding.sizes_from))
         _check_room(source, label, sizes)
-        decoding.sizes = sizes
-        shape = (len(source), source.channels, *sizes.max(axis=0).tolist())
+        decoding.sizes, decoding.largest = sizes, sizes.max(axis=0).tolist()
+        shape = (len(source), source.channels, *decoding.largest)
         return ImageStore(_made(path, shape, np.uint8, decoding.images_from), sizes, side, key)
 
 
@@ -99,7 +99,8 @@ class _Decoding:
 
     def __init__(self, source: ImageSource, label: str, side: int, workers: int) -> None:
         self.source, self.label, self.side, self.workers = source, label, side, workers
-        self.sizes = np.zeros((0, 2), np.int64)  # known by the time of images_from
+        # Known by the time of images_from:
+        self.sizes, self.largest = np.zeros((0, 2), np.int64), [0, 0]
 
     def sizes_from(self, first: int) -> Iterator[np.ndarray]:
         """The size of each image in the store, (1, 2), from row `first` on."""
@@ -144,7 +145,7 @@ class _Decoding:
             image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
             resized = image.resize((width, height), Image.Resampling.BILINEAR)
             pixels = np.asarray(resized).reshape(height, width, channels)
-        padded = np.zeros((channels, *self.sizes.max(axis=0)), np.uint8)
+        padded = np.zeros((channels, *self.largest), np.uint8)
         padded[:, :height, :width] = pixels.transpose(2, 0, 1)
         return padded
 

@@ -26,21 +26,15 @@ import torch
 from torch import Tensor, nn
 
 import hamming
-from data_loader import (
-    DATASETS,
-    DataConfig,
-    PairedDataset,
-    add_data_flags,
-    load_dataset,
-    load_readable,
-    monitored_R,
-)
+from data_loader import DATASETS, add_data_flags, load_dataset, load_readable, moved_places
+from datasets.base import DataConfig, PairedDataset
 from engine import cli
 from engine.checkpoint import LIMITS
 from engine.cli import ArgumentParser, number
 from engine.distributed import wrap_for_ranks
 from engine.epoch import ShuffledEpoch
 from engine.loop import Run
+from engine.monitor import is_due, monitored_R
 from loss import reconstruction_loss
 from myautoencoder.features import dataset_features, norms_of, prepare_features
 from network import MultisourceAutoencoder
@@ -49,7 +43,6 @@ from utils import (
     InputError,
     autocast,
     epoch_seed,
-    is_due,
     resolve_path,
     set_rates,
     step_decay,
@@ -65,7 +58,7 @@ def main() -> None:
     dataset, data = load_images(args)
     print(dataset.describe())
     encoder = choose_encoder(args, dataset)
-    R = monitored_R(args, dataset)
+    R = monitored_R(args, dataset.database_labels)
     run = open_run(args, dataset, encoder, R)
     settings = feature_settings(args)
     compute = replace(compute, batch_size=min(args.batch_size, 128))  # 512 images are many
@@ -146,7 +139,7 @@ def latent_map(model: MultisourceAutoencoder, features: Sequence[np.ndarray],
         parts = [model.encode_all([torch.from_numpy(x[part]).to(device) for x in features])
                  for part in np.array_split(rows, -(-len(rows) // 8192))]
         latents.append(torch.cat(parts).cpu().numpy())
-    labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
+    labels = dataset.labels[dataset.query], dataset.database_labels
     if signs:
         codes = [hamming.pack_codes(latent > 0) for latent in latents]
         return hamming.evaluate(*codes, *labels, hash_bit=latents[0].shape[1], R=R,
@@ -173,7 +166,8 @@ def load_images(args: argparse.Namespace) -> tuple[PairedDataset, DataConfig]:
         dataset, data = load_readable(data, args.workers)
     else:
         dataset = load_dataset(data)
-    if not data.by_folder:  # what was found today, should another source appear beside it later
+    if "source2" not in moved_places(data):
+        # What was found today, should another source appear beside it later.
         data = replace(data, source2=dataset.source_names[1])
     return dataset, data
 

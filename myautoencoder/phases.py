@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_loader import ImageLoader, PairedDataset
+from data_loader import ImageLoader
+from datasets.base import PairedDataset
 from engine.cli import Compute
 from engine.epoch import ShuffledEpoch
 from myautoencoder.features import FeatureExtractor, apply_network, hash_features

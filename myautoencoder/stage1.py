@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_loader import PairedDataset
+from datasets.base import PairedDataset
 from engine.checkpoint import load_checkpoint
 from engine.cli import Compute
 from engine.distributed import from_first
