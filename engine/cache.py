@@ -1,4 +1,4 @@
-"""Large .npy files made once: `cached_array` pulls the rows, a killed process goes on where it stopped.
+"""Large .npy files made once: `cached_array` pulls the rows, a killed process goes on later.
 
 The rows so far lie in `.<name>.part`. How many of them are safe on the disk stands in
 `.<name>.rows.part`, which is written after them. Rows are written, not mapped: a full disk then

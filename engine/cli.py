@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from engine.distributed import all_ranks
-from engine.files import _sentence, at_end
+from engine.files import at_end, sentence_of
 from hamming import CodeError
 from utils import (
     InputError,
@@ -46,7 +46,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         # Of several ranks, which all have the same flags, one says it.
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n" if not rank() else None)
+        text = f"{self.prog}: error: {message} (see {self.prog} --help)\n"
+        self.exit(2, text if rank() == 0 else None)
 
 
 MOST = 2**31 - 1  # of any whole number on the command line; no image, epoch or unit is beyond it
@@ -82,12 +83,20 @@ def number_or(word: str, kind: type, least: float, most: float = MOST
     return convert_or
 
 
+NO_MEMORY = ("the memory of this machine is not enough: lower --batch_size or --image_size, or use "
+             "fewer images")
+
+
 def run(main: Callable[[], None], resumable: bool = False, shared: bool = False) -> int:
     """Call `main`; turn what the user can mend into one line on stderr and exit code 2.
 
-    shared: whether the ranks that torchrun starts share the work; other scripts are not for torchrun.
-    Returns 0, 2 (bad input, or the system refused a file), or 128 and the number of the signal that stopped it: 130
-    for Ctrl-C (a `resumable` script then says how to go on).
+    Args:
+        main: the script.
+        resumable: whether --resume goes on with what was stopped.
+        shared: whether the ranks that torchrun starts share the work; others refuse torchrun.
+    Returns:
+        0; 2 for bad input, or where the system refused a file; or 128 and the number of the signal
+        that stopped it, 130 for Ctrl-C.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
@@ -99,18 +108,18 @@ def run(main: Callable[[], None], resumable: bool = False, shared: bool = False)
     except (InputError, CodeError) as error:
         text = " ".join(str(error).split())
     except OSError as error:
-        text = _sentence(error)
+        text = sentence_of(error)
     except torch.OutOfMemoryError:
         text = "the device is out of memory: lower --batch_size or --image_size, or try --amp"
     except MemoryError:
-        text = "the memory of this machine is not enough: lower --batch_size or --image_size, or use fewer images"
+        text = NO_MEMORY
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):  # of torch, for main memory
             raise
-        text = "the memory of this machine is not enough: lower --batch_size or --image_size, or use fewer images"
+        text = NO_MEMORY
     except KeyboardInterrupt as error:
-        print("interrupted" + ("; the same command with --resume goes on from what was saved" if resumable else ""),
-              file=sys.stderr)
+        more = "; the same command with --resume goes on from what was saved" if resumable else ""
+        print(f"interrupted{more}", file=sys.stderr)
         return 128 + getattr(error, "number", signal.SIGINT)
     else:
         return 0
@@ -120,37 +129,47 @@ def run(main: Callable[[], None], resumable: bool = False, shared: bool = False)
     return 2
 
 
+# ---------------------------------------------------------------- presets
+
+# Every setting of the published code, also where ours is the same, so that ours can move and these
+# stay. R is not among them: the default, the smallest class in the database, is as published.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "published": {
         "autoencoder.py": {
             "feature_backbone": "resnet50", "feature_weights": "imagenet", "image_size": 224,
-            "feature_norm": "none", "neighbours": 0, "encoder": "unisource", "init": "torch", "latent_dim": 64,
-            "lambda1": 0.1, "lr": 0.001, "batch_size": 512, "epoch": 200, "select": "test_map", "data_hash": 0,
-            "seed": 13},
+            "feature_norm": "none", "neighbours": 0, "encoder": "unisource", "init": "torch",
+            "latent_dim": 64, "lambda1": 0.1, "lr": 0.001, "batch_size": 512, "epoch": 200,
+            "select": "test_map", "data_hash": 0, "seed": 13},
         "train.py": {
-            "model_type": "alexnet", "weights": "imagenet", "image_size": 224, "batch_norm": "adapt",
-            "hash_bit": 32, "n_clusters": 16, "alpha": 1.0, "label_spread": 0.0, "pseudo_labels": "multi",
-            "targets": "epoch", "autoencoder": "trained", "centres": "trained", "kl": "mean", "lambda0": 5.0,
-            "head_width": 0, "head_epochs": 0, "lr": 0.001, "multi_lr": 0.01, "batch_size": 128, "max_epoch": 50,
-            "eval_frequency": 5, "select": "last", "T": 0.0, "seed": 13},
+            "model_type": "alexnet", "weights": "imagenet", "image_size": 224,
+            "batch_norm": "adapt", "hash_bit": 32, "n_clusters": 16, "alpha": 1.0,
+            "label_spread": 0.0, "pseudo_labels": "multi", "targets": "epoch",
+            "autoencoder": "trained", "centres": "trained", "kl": "mean", "lambda0": 5.0,
+            "head_width": 0, "head_epochs": 0, "lr": 0.001, "multi_lr": 0.01, "batch_size": 128,
+            "max_epoch": 50, "eval_frequency": 5, "select": "last", "T": 0.0, "seed": 13},
         "test.py": {"ties": "stable", "batch_size": 128},
     },
     # Ours, not the paper's: docs/best.md says why each of them is there and what it is worth.
     "best": {
         "autoencoder.py": {"feature_norm": "unit", "neighbours": 10},
-        "train.py": {"n_clusters": 32, "alpha": None, "label_spread": 0.2, "targets": "once", "autoencoder": "fixed",
-                     "centres": "fixed", "kl": "batchmean", "head_width": 512, "head_epochs": 50, "max_epoch": -1},
+        "train.py": {
+            "model_type": None, "weights": None, "image_size": None,  # those of stage 1
+            "n_clusters": 32, "alpha": None, "label_spread": 0.2, "targets": "once",
+            "autoencoder": "fixed", "centres": "fixed", "kl": "batchmean", "head_width": 512,
+            "head_epochs": 50, "max_epoch": None},
         "test.py": {},
     },
 }
 
 
-def parse_with_preset(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse with a flag --preset, whose values take the place of the defaults: a flag given wins."""
+def parse_with_preset(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+                      ) -> argparse.Namespace:
+    """Parse with --preset, whose values take the place of the defaults: a flag given wins."""
     parser.add_argument("--preset", choices=tuple(PRESETS),
-                        help="published: every setting as in the authors' code (docs/reproduction.md); best: ours "
-                             "that rank best (docs/best.md). To be given to all three scripts; flags beside it win. "
-                             "Left out: the paper's method with our defaults")
+                        help="published: every setting as in the authors' code "
+                             "(docs/reproduction.md); best: ours that rank best (docs/best.md). To "
+                             "be given to all three scripts; flags beside it win. Left out: the "
+                             "paper's method with our defaults")
     args = parser.parse_args(arguments)
     if args.preset:
         parser.set_defaults(**PRESETS[args.preset][parser.prog])
@@ -158,57 +177,76 @@ def parse_with_preset(parser: argparse.ArgumentParser, arguments: Sequence[str] 
     return args
 
 
+# ---------------------------------------------------------------- flags that scripts share
+
+
 def add_feature_file_flags(group: argparse._ArgumentGroup, inherited: bool) -> None:
     """--features1 and --features2. `inherited`: unset ones come from the checkpoint."""
     for number in (1, 2):
-        group.add_argument(f"--features{number}", metavar="FILE", help=(
-            f"only when the file of features of source {number} lies elsewhere now: the same file, new place"
-            if inherited else
-            f"take the features of source {number} from this pickle or .npz of data (N, d) and labels (N,), rows as "
-            "in train.txt, then test.txt of --split_dir, instead of extracting them"
-            + ("; the images of source 2 need not be there" if number == 2 else "")))
+        if inherited:
+            text = (f"only when the file of features of source {number} lies elsewhere now: the "
+                    "same file, new place")
+        else:
+            text = (f"take the features of source {number} from this pickle or .npz of data (N, d) "
+                    "and labels (N,), rows as in train.txt, then test.txt of --split_dir, instead "
+                    "of extracting them")
+            if number == 2:
+                text += "; the images of source 2 need not be there"
+        group.add_argument(f"--features{number}", metavar="FILE", help=text)
 
 
 def add_run_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
-    """Flags of how and where to compute."""
+    """Flags of how and where to compute, which `setup` turns into a `Compute`."""
     group = parser.add_argument_group("run")
     group.add_argument("--batch_size", type=number(int, 1), default=batch_size,
                        help="images (or feature rows) a step; lower it when memory runs out")
     group.add_argument("--workers", type=number(int, 1), default=4,
-                       help="threads that decode images the first time; raise it on a machine of many cores")
+                       help="threads that decode images the first time; raise it on a machine of "
+                            "many cores")
     group.add_argument("--device", default="auto", help="auto takes cuda, then mps, then cpu")
     group.add_argument("--amp", action="store_true",
-                       help="bfloat16 where it is safe, slightly different numbers: about twice as fast on processors "
-                            "and GPUs that have it, many times slower on others, which it says")
+                       help="bfloat16 where it is safe, slightly different numbers: about twice as "
+                            "fast on GPUs and processors that have it (AVX512-BF16, AMX), many "
+                            "times slower on other processors")
     group.add_argument("--compile", action="store_true",
-                       help="torch.compile of the CNN: takes one or two minutes and, on a CPU, a C++ compiler; pays "
-                            "from some ten thousand images on (docs/scale.md)")
+                       help="torch.compile of the CNN: takes one or two minutes and, on a CPU, a "
+                            "C++ compiler; pays from some ten thousand images on (docs/scale.md)")
     group.add_argument("--cache_dir", default="cache",
-                       help="where decoded images and features are kept for the next run; none keeps "
-                            "them in memory")
+                       help="where decoded images and features are kept for the next run; none "
+                            "keeps them in memory")
 
 
 def add_training_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     """Flags of a run that trains."""
     group = parser.add_argument_group("output")
     group.add_argument("--seed", type=number(int, 0), default=13,
-                       help="fixes everything that is drawn; change it to see the spread of a result")
+                       help="fixes everything that is drawn; change it to see the spread of a "
+                            "result")
     group.add_argument("--output_dir", help=f"where the result goes (default: {output_dir})")
     group.add_argument("--resume", action="store_true",
-                       help="continue the run in --output_dir from its last saved epoch, to the same result")
-    group.add_argument("--overwrite", action="store_true", help="replace a run that lies in --output_dir")
+                       help="continue the run in --output_dir where it was last saved, to the same "
+                            "result")
+    group.add_argument("--overwrite", action="store_true",
+                       help="replace a run that lies in --output_dir")
 
 
 @dataclass(frozen=True)
 class Compute:
-    """How and where a script computes: what travels together through features and hashing."""
+    """How and where a script computes: what travels together through features and hashing.
+
+    batch_size: images a step.
+    workers: threads that decode images.
+    amp: bfloat16 where it is safe.
+    compile: torch.compile of the CNN.
+    cache_dir: of decoded images and features; None keeps them in memory.
+    """
 
     device: torch.device
-    batch_size: int = 128  # images a step
-    workers: int = 4  # threads that decode
-    amp: bool = False  # bfloat16 where it is safe
-    compile: bool = False  # torch.compile of the CNN
-    cache_dir: Path | None = None  # of decoded images and features; None keeps them in memory
+    batch_size: int = 128
+    workers: int = 4
+    amp: bool = False
+    compile: bool = False
+    cache_dir: Path | None = None
 
 
 def setup(args: argparse.Namespace) -> Compute:

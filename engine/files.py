@@ -1,5 +1,4 @@
-"""Files that appear whole or not at all, and locks.
-"""
+"""Files that appear whole or not at all, and locks."""
 
 from __future__ import annotations
 
@@ -20,20 +19,27 @@ from utils import InputError, warn
 
 at_end = contextlib.ExitStack()  # what a script holds until it ends: locks, handlers of signals
 
+ADVICE = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some of your quota",
+          errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+          errno.EACCES: "ask for the right to, or name another place",
+          errno.EROFS: "name another place"}
+WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
-def _sentence(error: OSError) -> str:
+
+def sentence_of(error: OSError) -> str:
     """What the system said, which file it is about, and what to do."""
     file = f"{error.filename}: " if error.filename else ""
-    advice = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some of your quota",
-              errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-              errno.EACCES: "ask for the right to, or name another place",
-              errno.EROFS: "name another place"}.get(error.errno)
     reason = " ".join((error.strerror or str(error)).split())
-    return f"{file}{reason[:1].lower()}{reason[1:]}" + (f" ({advice})" if advice else "")
+    advice = f" ({ADVICE[error.errno]})" if error.errno in ADVICE else ""
+    return f"{file}{reason[:1].lower()}{reason[1:]}{advice}"
 
 
 def check_writable(folder: Path, flag: str) -> None:
-    """Make `folder` and see that a file can be written there. Raises InputError that names `flag`."""
+    """Make `folder` and see that a file can be written there.
+
+    Raises:
+        InputError: it cannot; the message names `flag`.
+    """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{flag} {folder} is a file, expected a folder")
     try:
@@ -41,7 +47,7 @@ def check_writable(folder: Path, flag: str) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"?")
     except OSError as error:
-        raise InputError(f"{flag} {folder} cannot be written: {_sentence(error)}") from None
+        raise InputError(f"{flag} {folder} cannot be written: {sentence_of(error)}") from None
 
 
 @contextlib.contextmanager
@@ -49,7 +55,9 @@ def lock(path: Path, taken: str, patient: bool = False) -> Iterator[None]:
     """Hold the file `path` alone; the system lets it go when the process ends, however it ends.
 
     Args:
-        taken: what to say when another process holds it. patient: wait then instead of raising InputError.
+        path: of the lock file.
+        taken: what to say when another process holds it.
+        patient: wait then, instead of raising InputError.
     """
     held = filelock.FileLock(path)
     try:
@@ -66,9 +74,10 @@ def lock(path: Path, taken: str, patient: bool = False) -> Iterator[None]:
         with contextlib.suppress(OSError):  # for the message above; a full disk does not matter
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     except (NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+        if isinstance(error, OSError) and error.errno not in WITHOUT_LOCKS:
             raise
-        warn(f"{path.parent} lies on a file system without locks: see yourself that no two runs work in it")
+        warn(f"{path.parent} lies on a file system without locks: see yourself that no two runs "
+             "work in it")
     try:
         yield
     finally:
@@ -82,7 +91,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         error.filename = error.filename2 = None
-        raise InputError(f"{path} could not be written: {_sentence(error)}; what was saved before is whole") from None
+        raise InputError(f"{path} could not be written: {sentence_of(error)}; what was saved "
+                         "before is whole") from None
 
 
 @contextlib.contextmanager
@@ -90,12 +100,15 @@ def atomic_file(path: Path) -> Iterator[io.BufferedWriter]:
     """Open a binary file that appears under `path` only when it is whole.
 
     Written aside in the same folder, flushed, synced, renamed, with the mode a plain open() gives.
-    When the body raises, what stood at `path` before stays as it was. Raises InputError when the system
-    refuses: a full disk, a folder that is closed to us.
+    When the body raises, what stood at `path` before stays as it was.
+
+    Raises:
+        InputError: the system refuses: a full disk, a folder that is closed to us.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.",
+                                             suffix=".part")
         try:
             with os.fdopen(descriptor, "wb") as file:
                 yield file
@@ -112,7 +125,7 @@ def atomic_file(path: Path) -> Iterator[io.BufferedWriter]:
 
 
 def rename(aside: Path, path: Path) -> None:
-    """Put a whole and synced file where it belongs, in place of the one that stood there, also if power fails now."""
+    """Put a whole and synced file in the place of `path`, also if power fails now."""
     os.replace(aside, path)
     if os.name == "posix":  # elsewhere folders cannot be opened
         folder = os.open(path.parent, os.O_RDONLY)

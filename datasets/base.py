@@ -1,0 +1,240 @@
+"""What the data sets share: settings, scenes, pairing by name, labels from class folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from datasets.sources import Decoder, Folder, ImageFiles, ImageSource, Zip, open_container
+from utils import InputError, first_few, resolve_path, sha256_of
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Everything that decides which images take part and how they are split; plain values."""
+
+    data_name: str = "EuroSAT"
+    data_dir: str = "data"
+    source1: str | None = None
+    source2: str | None = None
+    split_dir: str | None = None
+    max_per_class: int | None = None
+    split_seed: int = 13
+    skip: tuple[str, ...] = ()  # names of scenes left out: --skip_bad found them unreadable
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Scenes:
+    """What the file of a data set finds, before any split: N scenes, seen by one or two sources."""
+
+    names: list[str]  # distinct
+    labels: np.ndarray | None  # int64 (N,)
+    class_names: list[str]
+    sources: list[ImageSource]
+    source_names: tuple[str, str]  # the second one is "none" where there is no second source
+    note: str = ""  # what a reader of a number must know: simulated sensors, generated images
+    name: str | None = None  # of the data set, where it is not that of the table
+    split_dir: Path | None = None  # list files that came with the images
+
+
+@dataclass
+class PairedDataset:
+    """N scenes seen by one or two sources, and their split."""
+
+    name: str
+    names: list[str]  # distinct
+    source1: ImageSource
+    source2: ImageSource | None
+    labels: np.ndarray | None  # int64 (N,), or uint8 0/1 (N, C)
+    class_names: list[str]
+    train: np.ndarray  # int64, rows of `names`; so are database and query
+    database: np.ndarray
+    query: np.ndarray
+    source_names: tuple[str, str]
+    note: str = ""
+    listed: bool = False  # the split comes from list files, whose order its parts keep
+
+    @property
+    def sources(self) -> list[ImageSource]:
+        return [self.source1] if self.source2 is None else [self.source1, self.source2]
+
+    @property
+    def database_labels(self) -> np.ndarray | None:
+        return None if self.labels is None else self.labels[self.database]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a name, a label or the split changes; not when files are copied."""
+        labels = np.zeros(0) if self.labels is None else self.labels.astype(np.int64)
+        return sha256_of(*self.names, labels, self.train, self.database, self.query)[:16]
+
+    def file_label(self, source: int) -> str:
+        """What cached files of source 0 or 1 are called: letters, digits and dashes."""
+        name = f"{self.name}-{self.source_names[source]}"
+        return "".join(letter if letter.isalnum() else "-" for letter in name)
+
+    def describe(self) -> str:
+        """One line for the user."""
+        one, other = self.source_names
+        second = f" + {other}" if self.source2 is not None else ", no second source"
+        classes = f"{len(self.class_names)} classes" if self.labels is not None else "no labels"
+        note = f" ({self.note})" if self.note else ""
+        return (f"{self.name}: {one}{second}; {len(self.train):,} training, "
+                f"{len(self.database):,} database, {len(self.query):,} query images, "
+                f"{classes}{note}")
+
+
+# ---------------------------------------------------------------- what data sets are made with
+
+
+def find(folder: str | Path, files: Iterable[str]) -> Path | None:
+    """The first of `files` (or folders) that is there."""
+    for name in files:
+        path = resolve_path(folder) / name
+        if path.exists():
+            return path
+    return None
+
+
+def find_or_say(config: DataConfig, name: str, files: Iterable[str], advice: str) -> Path:
+    """As `find` in --data_dir. Raises InputError with an advice how to get data set `name`."""
+    path = find(config.data_dir, files)
+    if path is None:
+        raise InputError(f"{name} was not found in {resolve_path(config.data_dir)}: {advice}, or "
+                         "name the folder that holds it with --data_dir")
+    return path
+
+
+def reject_source1(config: DataConfig, name: str) -> None:
+    """Raise InputError when --source1 was given for a data set that has but one first source."""
+    if config.source1:
+        raise InputError("--source1 is for pairs, folder, UCMerced and DSRSID; "
+                         f"{name} has one first source")
+
+
+def ms_and_pan(config: DataConfig) -> tuple[str, str]:
+    """The two views of a data set of multispectral and panchromatic images; --source1 ms or pan."""
+    first = (config.source1 or "ms").lower()
+    second = (config.source2 or {"ms": "pan", "pan": "ms"}.get(first, "none")).lower()
+    known = first in ("ms", "pan") and second in ("ms", "pan", "none")
+    if not known or first == second:
+        raise InputError(f"--source1 {first} --source2 {second} cannot be paired: --source1 is ms "
+                         "or pan, --source2 the other one or none")
+    return first, second
+
+
+def scenes_of_files(views: Sequence[tuple[Path, Decoder]], source_names: tuple[str, str],
+                    depth: int = 0, note: str = "") -> Scenes:
+    """Scenes whose images are files of one name in one or two folders or zips.
+
+    Args:
+        views: for each source its folder or zip, and how its files are read.
+        source_names: as in Scenes.
+        depth: how many parts of a path make the name of a scene; 0 takes all.
+        note: as in Scenes.
+    Raises:
+        InputError: no images, two of one name, or images without a partner.
+    """
+    containers = {root: open_container(root) for root, _ in views}  # two views may share one
+    files = {root: files_by_name(container, depth) for root, container in containers.items()}
+    names = common_names(files) if len(files) == 2 else sorted(files[views[0][0]])
+    labels, class_names = class_labels(names)
+    sources = [ImageFiles(containers[root], [files[root][name] for name in names], decoder)
+               for root, decoder in views]
+    return Scenes(names, labels, class_names, sources, source_names, note)
+
+
+# ---------------------------------------------------------------- names
+
+
+def scene_key(path: str, depth: int) -> str:
+    """The name of a scene: the last `depth` parts of the path without extension (0: all)."""
+    parts = PurePosixPath(path.replace("\\", "/"))
+    parts = parts.with_suffix("").parts if parts.name else parts.parts
+    return "/".join(parts[-depth:] if depth else parts)
+
+
+def files_by_name(container: Folder | Zip, depth: int) -> dict[str, str]:
+    """Scene name -> file. Raises InputError when two files have the same name."""
+    _reject_empty_classes(container)
+    files: dict[str, str] = {}
+    for path in container.files:
+        key = scene_key(path, depth)
+        if key in files:
+            raise InputError(f"{container.root} has two images named {key}: {files[key]} and "
+                             f"{path}")
+        files[key] = path
+    return files
+
+
+def _reject_empty_classes(container: Folder | Zip) -> None:
+    """Raise InputError where a folder beside the class folders holds no image."""
+    filled = {_folder_of(name) for name in container.files}
+    beside = {_folder_of(folder) for folder in filled if folder}
+    # Folders that hold folders are no classes; what begins with a dot or an underscore is a tool's.
+    parents = {_folder_of(folder) for folder in container.folders | filled}
+    empty = []
+    for folder in sorted(container.folders - filled - parents):
+        hidden = folder.rpartition("/")[2].startswith((".", "_"))
+        if _folder_of(folder) in beside and not hidden:
+            empty.append(folder)
+    if empty:
+        raise InputError(f"{len(empty):,} class folders of {container.root} hold no image: "
+                         f"{first_few(empty)}; add the images or remove the folders")
+
+
+def _folder_of(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def common_names(files: dict[Path, dict[str, str]]) -> list[str]:
+    """The names that both places have, sorted.
+
+    Raises:
+        InputError: an image without a partner; the message names the first ones.
+    """
+    here, there = files
+    for one, other in ((here, there), (there, here)):
+        _reject_single(one, other, files[one].keys(), files[other].keys())
+    return sorted(files[here])
+
+
+def _reject_single(here: Path, there: Path, ours: Iterable[str], theirs: Iterable[str]) -> None:
+    """Raise InputError when one of our names is not among theirs."""
+    alone = sorted(set(ours) - set(theirs))
+    if not alone:
+        return
+    # In another class folder? Then it is not lacking, but its label is wrong.
+    elsewhere = {key.rpartition("/")[2]: key for key in set(theirs) - set(ours)}
+    moved = [f"{key} and {elsewhere[file]}" for key in alone
+             if (file := key.rpartition("/")[2]) in elsewhere]
+    if len(moved) == len(alone):
+        raise InputError(f"{len(alone):,} images lie in one class folder in {here} and in another "
+                         f"in {there}: {first_few(moved)}")
+    raise InputError(f"{len(alone):,} images of {here} have no partner of the same name in "
+                     f"{there}: {first_few(alone)}")
+
+
+def class_labels(names: list[str]) -> tuple[np.ndarray | None, list[str]]:
+    """Labels, int64 (N,), from the folder of each name, and the classes; None without folders.
+
+    Raises:
+        InputError: some names have a folder and others have none.
+    """
+    folders = [_folder_of(name) for name in names]
+    if not any(folders):
+        return None, []
+    flat = [name for name, folder in zip(names, folders, strict=True) if not folder]
+    if flat:
+        raise InputError(f"some images lie in class folders and {len(flat):,} do not: "
+                         f"{first_few(flat)}")
+    classes = sorted(set(folders))
+    lookup = {name: number for number, name in enumerate(classes)}
+    return np.array([lookup[folder] for folder in folders], dtype=np.int64), classes

@@ -1,0 +1,115 @@
+"""The phases of stage 2, and what the hash network sees in each.
+
+The head alone may learn first, on what the frozen backbone makes of the images; then the whole
+network learns, on augmented images.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_loader import ImageLoader
+from datasets.base import PairedDataset
+from engine.cli import Compute
+from engine.epoch import ShuffledEpoch
+from myautoencoder.features import FeatureExtractor, apply_network, hash_features
+from network import Backbone, HashNetwork
+from utils import cosine_decay, epoch_seed, step_decay
+
+
+class TrainingImages:
+    """Random crops and flips of the training images; any image for codes."""
+
+    def __init__(self, loader: ImageLoader, train: np.ndarray, compute: Compute) -> None:
+        """Keep what is needed.
+
+        Args:
+            loader: the images.
+            train: int64 (n,), rows of those that train.
+            compute: how codes are computed.
+        """
+        self.loader, self.compute = loader, compute
+        self.train = torch.from_numpy(train)
+
+    def views(self, epoch: ShuffledEpoch, first: int) -> Iterator[Tensor]:
+        """float32 (b, 3, S, S): this rank's views of each step from number `first` on."""
+        batches = [self.train[batch] for batch in epoch.batches]
+        return self.loader.training_views(batches, epoch.parts, first, epoch.generator)
+
+    def outputs(self, network: HashNetwork, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """h, float32 (B, K), of the images of these rows, batch by batch, in eval mode."""
+        return apply_network(network, self.loader, rows, self.compute, "codes")
+
+
+class FrozenFeatures:
+    """The frozen backbone sees each image once, so that an epoch of the head takes seconds."""
+
+    def __init__(self, features: np.ndarray, train: np.ndarray, compute: Compute) -> None:
+        """Keep what is needed.
+
+        Args:
+            features: float32 (N, dim), what the backbone makes of each image.
+            train: int64 (n,), rows of those that train.
+            compute: how codes are computed.
+        """
+        self.features, self.compute = features, compute
+        self.train = torch.from_numpy(features[train]).to(compute.device)
+
+    def views(self, epoch: ShuffledEpoch, first: int) -> Iterator[Tensor]:
+        """float32 (b, dim): this rank's features of each step from number `first` on."""
+        for batch, part in zip(epoch.batches[first:], epoch.parts[first:], strict=True):
+            yield self.train[batch[part].to(self.compute.device)]
+
+    def outputs(self, network: HashNetwork, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """h, float32 (B, K), of the images of these rows, batch by batch, in eval mode."""
+        return hash_features(network, self.features, rows, self.compute)
+
+
+@dataclass
+class Phase:
+    """Epochs of one kind.
+
+    name: what they are called. count: how many. last: against what they are counted in messages.
+    source: what the hash network sees. head_only: whether the backbone stays as it is.
+    """
+
+    name: str
+    count: int
+    last: int
+    source: TrainingImages | FrozenFeatures
+    head_only: bool
+
+    def rate(self, lr: float, epoch: int) -> float:
+        """The learning rate: along a cosine to 0 for the head, published for the rest."""
+        if self.head_only:
+            return cosine_decay(lr, epoch, self.count)
+        return step_decay(lr, epoch, 0.7, 10)
+
+    def seed(self, seed: int, epoch: int) -> int:
+        """The seed of an epoch; those of the head are counted from its end."""
+        if self.head_only:
+            return epoch_seed(seed, self.count - epoch, 1)
+        return epoch_seed(seed, epoch)
+
+
+def plan_phases(args: argparse.Namespace, backbone: Backbone, dataset: PairedDataset,
+                loader: ImageLoader, compute: Compute) -> list[Phase]:
+    """The head alone, where --head_epochs asks for it, then everything, unless told not to."""
+    phases = []
+    if args.head_epochs:
+        extractor = FeatureExtractor(backbone, compute)
+        seen = extractor.of_source(dataset.source1, dataset.file_label(0))
+        source = FrozenFeatures(seen, dataset.train, compute)
+        phases.append(Phase("head epoch", args.head_epochs, args.head_epochs, source, True))
+    if args.compile:
+        backbone.compile_for(compute.device)
+    if args.max_epoch is not None:
+        source = TrainingImages(loader, dataset.train, compute)
+        phases.append(Phase("epoch", args.max_epoch + 1, args.max_epoch, source, False))
+    return phases
