@@ -19,9 +19,10 @@ import hamming
 from benchmarks.baselines import BASELINES
 from benchmarks.cells import Cell, Record, check_settings, read_json
 from benchmarks.methods import FLOATS, TITLES, TRAINED
-from data_loader import PairedDataset, choose_R
+from datasets.base import PairedDataset
 from engine.cli import Compute
 from engine.files import atomic_file, write_json
+from engine.monitor import choose_R
 from engine.run import environment
 from myautoencoder.features import dataset_features
 from utils import resolve_path, setup_device
@@ -35,7 +36,7 @@ class Classical:
     def __init__(self, args: Namespace, folder: Path, dataset: PairedDataset, seed: int) -> None:
         """args: of the table. folder: where its cells lie. seed: of the split, and of the codes."""
         self.args, self.folder, self.dataset, self.seed = args, folder, dataset, seed
-        self.labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
+        self.labels = dataset.labels[dataset.query], dataset.database_labels
         self.R = choose_R(None, self.labels[1])
         self.device = str(setup_device("auto"))
         self.features = cache(self._features)

@@ -24,12 +24,13 @@ from benchmarks.classical import Classical
 from benchmarks.methods import GROUPS, PAIRED, TITLES, TRAINED, USUAL
 from benchmarks.report import report
 from benchmarks.trained import pretrain, train_and_test
-from data_loader import DATASETS, DataConfig, PairedDataset, load_dataset, load_readable
+from data_loader import DATASETS, load_dataset, load_readable
+from datasets.base import DataConfig, PairedDataset
 from engine.checkpoint import LIMITS
 from engine.cli import ArgumentParser, number, run
 from utils import LARGEST_SIDE, InputError, resolve_path
 
-BITS = number(int, 1, LIMITS["hash_bit"][1])
+BITS = number(int, *LIMITS["hash_bit"])
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> Namespace:

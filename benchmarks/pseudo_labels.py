@@ -21,7 +21,8 @@ from torch import Tensor
 
 import hamming
 from benchmarks import tables
-from data_loader import DataConfig, PairedDataset, load_dataset
+from data_loader import load_dataset
+from datasets.base import DataConfig, PairedDataset
 from engine.checkpoint import load_checkpoint
 from engine.cli import ArgumentParser, Compute, number, run
 from loss import cluster_centres, soft_assignment, target_distribution
@@ -62,7 +63,7 @@ def latents_of(path: Path, data_dir: str | None, compute: Compute
 def lines_of(name: str, dataset: PairedDataset, latent: Tensor, numbers: Sequence[int], seed: int
              ) -> Iterator[str]:
     """A line of the table for each number of clusters."""
-    labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
+    labels = dataset.labels[dataset.query], dataset.database_labels
     R = hamming.smallest_class(labels[1])
 
     def value(x: Tensor) -> float:

@@ -15,7 +15,7 @@ import hamming
 from benchmarks import tables
 from benchmarks.cells import Key, Record
 from benchmarks.methods import TITLES, TRAINED
-from data_loader import PairedDataset
+from datasets.base import PairedDataset
 from engine.files import atomic_file, write_json
 from engine.run import environment
 from hamming.figures import curve_of, write_comparison, write_curves

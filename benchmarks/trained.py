@@ -20,6 +20,8 @@ from myautoencoder import autoencoder
 from train import parse_arguments
 from utils import ROOT
 
+STAGE1 = "mrhash-autoencoder-1"  # the format of autoencoder.pth
+
 # What may differ between a finished cell and the command that would make it: places, and how it is
 # computed.
 PLACES = {"data_dir", "pretrained_dp_path", "output_dir", "cache_dir", "resume", "overwrite",
@@ -109,7 +111,7 @@ def train_and_test(args: Namespace, cell: Path, pretrained: Path, bits: int, see
     tested = (cell / "results.json").exists()
     if trained or tested:
         wanted = settings_of(parse_arguments([str(word) for word in command]))
-        wanted["fingerprint"] = load_checkpoint(pretrained, autoencoder.FORMAT)["fingerprint"]
+        wanted["fingerprint"] = load_checkpoint(pretrained, STAGE1)["fingerprint"]
         check_settings(cell, wanted)
     if not trained and not tested:
         run_script(cell / "train.txt", args.jobs, "train.py", *command)
@@ -136,7 +138,7 @@ def _record(cell: Path, pretrained: Path, bits: int, seed: int) -> Record:
             "map": results["map"], "R": results["R"], "chance": results["map_chance"],
             "train_seconds": last["seconds"],
             "map_min": results["map_min"], "map_max": results["map_max"],
-            "latent_map": load_checkpoint(pretrained, autoencoder.FORMAT)["latent_map"],
+            "latent_map": load_checkpoint(pretrained, STAGE1)["latent_map"],
             "image_size": config["image_size"], "epochs": epochs,
             "batch_size": config["batch_size"],
             "device": config["environment"]["cuda"] or "cpu",

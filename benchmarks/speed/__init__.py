@@ -1,1 +1,1 @@
-"""Speed and memory side by side: what bench.py measures, a module for each of its sub-commands."""
+"""Speed and memory side by side: python -m benchmarks.speed, a module for each sub-command."""

@@ -1,4 +1,4 @@
-"""What several benchmarks need: flags, images, methods in turn, a process of one's own, memory, tables, the record."""
+"""What several benchmarks need: flags, images, methods in turn, a process of one's own, memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from datetime import date
@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from engine.cli import positive_int
+from engine.cli import number
 from engine.files import write_json
 from utils import InputError
 
 if TYPE_CHECKING:
-    from data_loader import PairedDataset
+    from datasets.base import PairedDataset
+    from engine.epoch import Meters, Step
 
-Run = dict[str, Any]  # one measurement: seconds, and what else there is to say of it
+Measured = dict[str, Any]  # one measurement: seconds, and what else there is to say of it
 
 
 # ---------------------------------------------------------------- flags and images
@@ -35,9 +36,10 @@ Run = dict[str, Any]  # one measurement: seconds, and what else there is to say 
 def add_measuring_flags(parser: argparse.ArgumentParser, command: str) -> None:
     """--device, --repeat and --output of a sub-command."""
     parser.add_argument("--device", default="auto", help="auto takes cuda, then mps, then cpu")
-    parser.add_argument("--repeat", type=positive_int, default=3,
+    parser.add_argument("--repeat", type=number(int, 1), default=3,
                         help="measurements of each method; more on a machine that others use")
-    parser.add_argument("--output", default=f"runs/bench/{command}.json", help="every single measurement")
+    parser.add_argument("--output", default=f"runs/bench/{command}.json",
+                        help="every single measurement")
 
 
 def add_image_flags(parser: argparse.ArgumentParser) -> None:
@@ -50,18 +52,44 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
 
 def load_images(args: argparse.Namespace) -> PairedDataset:
     """The dataset of `add_image_flags`. Raises InputError as load_dataset."""
-    from data_loader import DATASETS, DataConfig, load_dataset
+    from data_loader import DATASETS, load_dataset
+    from datasets.base import DataConfig
 
-    return load_dataset(DataConfig(DATASETS.get(args.data_name.lower(), args.data_name), args.data_dir, args.source1,
-                                   args.source2, args.split_dir, args.max_per_class))
+    name = DATASETS.get(args.data_name.lower(), args.data_name)
+    return load_dataset(DataConfig(name, args.data_dir, args.source1, args.source2,
+                                   args.split_dir, args.max_per_class))
 
 
 # ---------------------------------------------------------------- measuring
 
 
-def in_turns(methods: Mapping[str, Callable[[], Run]], repeat: int, note: str = "") -> dict[str, list[Run]]:
-    """Call the methods one after the other, `repeat` rounds, and say so on stderr after `note`; name -> its runs."""
-    runs: dict[str, list[Run]] = {name: [] for name in methods}
+class UnsavedRun:
+    """What train_one_epoch asks of its run, without a folder: nothing is saved or looked at."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self.optimizer, self.device = optimizer, device
+
+    def meters(self, *names: str) -> Meters:
+        from engine.epoch import Meters
+
+        return Meters(names, self.device)
+
+    def steps(self, epoch: Iterator[Step]) -> Iterator[Step]:
+        return epoch
+
+
+def in_rounds(methods: Mapping[str, Callable[[], Measured]], repeat: int, note: str = ""
+              ) -> dict[str, list[Measured]]:
+    """Call the methods one after the other, so that a noisy minute hits all of them.
+
+    Args:
+        methods: by name.
+        repeat: rounds.
+        note: what stands before their names on stderr.
+    Returns:
+        name -> its measurements.
+    """
+    runs: dict[str, list[Measured]] = {name: [] for name in methods}
     for _ in range(repeat):
         for name, method in methods.items():
             print(f"  {note}{name}", file=sys.stderr, flush=True)
@@ -90,7 +118,10 @@ def in_a_process(what: str, smaller: str, function: Callable[..., Any], *argumen
     """function(*arguments) in a new process, so that its memory is its own.
 
     Args:
-        what, smaller: for the error: the method, and the flags by which it needs less memory. function: of a module.
+        what: for the error: the method.
+        smaller: for the error: the flags by which it needs less memory.
+        function: of a module.
+        arguments: can be pickled.
     Raises:
         InputError: of the function itself; or the process ended without a result.
     """
@@ -98,8 +129,8 @@ def in_a_process(what: str, smaller: str, function: Callable[..., Any], *argumen
         try:
             return pool.submit(_call, function, arguments).result()
         except (BrokenProcessPool, MemoryError):
-            raise InputError(f"'{what}' ended without a result, most likely for want of memory: choose smaller "
-                             f"{smaller}") from None
+            raise InputError(f"'{what}' ended without a result, most likely for want of memory: "
+                             f"choose smaller {smaller}") from None
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -116,7 +147,8 @@ def memory(which: str) -> float:
     except OSError:  # not Linux: what it has been so far
         import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most / (1e6 if sys.platform == "darwin" else 1e3)
     # Not getrusage here: on Linux its peak is at least that of the process which started this one.
     field = {"now": "VmRSS:", "peak": "VmHWM:"}[which]
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e6
@@ -125,25 +157,16 @@ def memory(which: str) -> float:
 # ---------------------------------------------------------------- what is told
 
 
-def median(runs: Sequence[Run], key: str) -> float:
+def median(runs: Sequence[Measured], key: str) -> float:
     """The median of one value of several measurements."""
     return statistics.median(run[key] for run in runs)
 
 
-def spread(runs: Sequence[Run], key: str, digits: int) -> str:
+def spread(runs: Sequence[Measured], key: str, digits: int) -> str:
     """Its median (least - most)."""
     values = [run[key] for run in runs]
-    return f"{median(runs, key):,.{digits}f} ({min(values):,.{digits}f} - {max(values):,.{digits}f})"
-
-
-def row(*cells: Any) -> str:
-    """A line of a markdown table."""
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def heading(*cells: str) -> str:
-    """The first two lines of a markdown table."""
-    return f"{row(*cells)}\n|{'---|' * len(cells)}"
+    return (f"{median(runs, key):,.{digits}f} ({min(values):,.{digits}f} - "
+            f"{max(values):,.{digits}f})")
 
 
 def machine(device: str | torch.device) -> dict[str, Any]:
@@ -151,16 +174,19 @@ def machine(device: str | torch.device) -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        named = next(line for line in lines if line.startswith("model name"))
+        model = named.split(":", 1)[1].strip()
     except (OSError, StopIteration):
         pass
+    card = torch.device(device).type == "cuda"
     return {"date": date.today().isoformat(), "cpu": model, "cores": os.cpu_count(),
             "threads": torch.get_num_threads(), "python": platform.python_version(),
             "numpy": np.__version__, "torch": torch.__version__,
-            "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None}
+            "device": torch.cuda.get_device_name(device) if card else None}
 
 
 def write_record(args: argparse.Namespace, runs: Mapping[str, Any]) -> None:
     """The JSON file of a sub-command: machine, flags, and every measurement of each method."""
-    settings = {name: value for name, value in vars(args).items() if name not in ("command", "output")}
+    settings = {name: value for name, value in vars(args).items()
+                if name not in ("command", "output")}
     write_json(args.output, {"machine": machine(args.device), "settings": settings, "runs": runs})

@@ -1,15 +1,17 @@
 """Extraction of frozen features in images a second: a plain loop with a DataLoader, and ours.
 
-Same images, backbone and weights. Every image was read once before the clock starts, so that all methods find the
-files in the system's memory, and every network has seen a batch of each size that comes. Starting and ending the
-workers of the plain loop counts, as does whatever ours does between files and features.
+Same images, backbone and weights. Every image was read once before the clock starts, so that all
+methods find the files in the system's memory, and every network has seen a batch of each size that
+comes. Starting and ending the workers of the plain loop counts, as does whatever ours does between
+files and features.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,45 +19,51 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.speed.common import (
-    Run,
+    Measured,
     add_image_flags,
     add_measuring_flags,
-    heading,
-    in_turns,
+    in_rounds,
     load_images,
     median,
-    row,
     spread,
     timed,
     write_record,
 )
-from benchmarks.speed.plain import plain_outputs
-from datasets.store import IMAGENET_STD, ImageLoader, ImageStore
-from engine.cli import image_side, positive_int
+from benchmarks.speed.plain import Reading, plain_outputs
+from benchmarks.tables import heading, row
+from data_loader import ImageLoader
+from datasets.base import PairedDataset
+from datasets.transforms import IMAGENET_STD
+from engine.cli import Compute, number
 from myautoencoder.features import apply_network, calibrate
-from network import Backbone
-from utils import InputError, setup_device
+from network import Backbone, load_backbone
+from utils import LARGEST_SIDE, InputError, setup_device
 
-PLAIN, ALONE, FILES, DECODED = ("plain loop", "plain loop, its network alone", "ours, from files",
-                                "ours, decoded before")
+PLAIN, ALONE = "plain loop", "plain loop, its network alone"
+FILES, DECODED = "ours, from files", "ours, decoded before"
 GREY = 1 / 255 / min(IMAGENET_STD)  # a grey value, normalised
-# Between features of the same image. It is about 0 between those of others; and random weights, or bfloat16, make
-# much of the grey values to which Pillow rounds and ours does not: MobileNetV2 with weights `none` comes to 0.5.
+# Between features of the same image. It is about 0 between those of others; and random weights, or
+# bfloat16, make much of the grey values to which Pillow rounds and ours does not: MobileNetV2 with
+# weights `none` comes to 0.5.
 LEAST_COSINE = 0.2
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_image_flags(parser)
-    parser.add_argument("--feature_backbone", default="resnet50", help="as for autoencoder.py")
-    parser.add_argument("--feature_weights", default="none",
-                        help="as for autoencoder.py; the speed does not depend on them")
-    parser.add_argument("--image_size", type=image_side, default=224, help="side of the crop")
-    parser.add_argument("--batch_size", type=positive_int, default=128, help="images a batch, in all methods")
-    parser.add_argument("--workers", type=positive_int, default=4,
-                        help="processes of the DataLoader, and threads that decode for ours")
-    parser.add_argument("--amp", action="store_true", help="also measure ours in bfloat16")
-    parser.add_argument("--compile", action="store_true", help="also measure ours with torch.compile")
+    add = parser.add_argument
+    add("--feature_backbone", default="resnet50", help="as for autoencoder.py")
+    add("--feature_weights", default="none",
+        help="as for autoencoder.py; the speed does not depend on them")
+    add("--image_size", type=number(int, 1, LARGEST_SIDE), default=224, help="side of the crop")
+    add("--batch_size", type=number(int, 1), default=128, help="images a batch, in all methods")
+    add("--workers", type=number(int, 1), default=4,
+        help="processes of the DataLoader, and threads that decode for ours")
+    add("--amp", action="store_true", help="also measure ours in bfloat16")
+    add("--compile", action="store_true", help="also measure ours with torch.compile")
     add_measuring_flags(parser, "features")
+
+
+# ---------------------------------------------------------------- what must agree
 
 
 def similarity(found: np.ndarray, expected: np.ndarray) -> float:
@@ -68,20 +76,96 @@ def similarity(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def check(name: str, found: np.ndarray, expected: np.ndarray) -> float:
-    """The similarity of a method's features to the plain loop's. Raises InputError where they are of other images."""
+    """The similarity of a method's features to the plain loop's.
+
+    Raises:
+        InputError: they are of other images.
+    """
     cosine = similarity(found, expected)
     if not cosine >= LEAST_COSINE:
-        raise InputError(f"'{name}' found features whose mean cosine with those of the plain loop is {cosine:.3f}, "
-                         f"expected at least {LEAST_COSINE}: one of the two is wrong")
+        raise InputError(f"'{name}' found features whose mean cosine with those of the plain loop "
+                         f"is {cosine:.3f}, expected at least {LEAST_COSINE}: one of the two is "
+                         "wrong")
     return cosine
 
 
 def check_views(ours: np.ndarray, plain: np.ndarray) -> None:
-    """What networks see, averaged over blocks of pixels, differs by rounding alone. Raises InputError otherwise."""
+    """What networks see, averaged over blocks of pixels, differs by rounding alone.
+
+    Raises:
+        InputError: it differs by more.
+    """
     most = float(abs(ours - plain).max())
     if not most <= GREY:
-        raise InputError(f"the images as ours and the plain loop show them to a network differ by {most / GREY:.2f} "
-                         "grey values, expected at most 1: one of the two is wrong")
+        raise InputError("the images as ours and the plain loop show them to a network differ by "
+                         f"{most / GREY:.2f} grey values, expected at most 1: one of the two is "
+                         "wrong")
+
+
+# ---------------------------------------------------------------- the methods
+
+
+class Extraction:
+    """One backbone, and each way of running it over the same images."""
+
+    def __init__(self, args: argparse.Namespace, dataset: PairedDataset, device: torch.device
+                 ) -> None:
+        self.dataset, self.count = dataset, len(dataset.source1)
+        self.untouched = load_images(args).source1
+        self.reading = Reading(args.image_size, args.batch_size, args.workers, device)
+        self.compute = Compute(device, args.batch_size, args.workers)
+        torch.manual_seed(0)
+        self.backbone: Backbone = load_backbone(args.feature_backbone, args.feature_weights,
+                                                args.image_size)
+        self.decoded = self.open()
+        if self.backbone.needs_calibration:
+            calibrate(self.backbone, self.decoded)
+        usual = copy.deepcopy(self.backbone)
+        self.usual = usual.to(device, memory_format=torch.contiguous_format).eval()
+        self.compiled = copy.deepcopy(self.backbone)
+        self.compiled.compile()  # when it is first called
+        size = min(args.batch_size, self.count)
+        self.batch = torch.randn(size, 3, args.image_size, args.image_size, device=device)
+        self.sizes = [size] * (self.count // size)
+        if self.count % size:
+            self.sizes.append(self.count % size)
+
+    def open(self) -> ImageLoader:
+        """The images, decoded anew."""
+        return ImageLoader(self.dataset.source1, self.dataset.file_label(0),
+                           self.reading.image_size, self.compute)
+
+    def run(self, name: str, rows: np.ndarray) -> np.ndarray | None:
+        """One method, by its name, over these rows; None where it makes no features."""
+        if name == PLAIN:
+            return plain_outputs(self.usual, self.untouched, rows, self.reading)
+        if name == ALONE:
+            self.alone(self.sizes)
+            return None
+        network = self.compiled if "compile" in name else self.backbone
+        loader = self.open() if name == FILES else self.decoded
+        return self.ours(network, loader, rows, "bfloat16" in name)
+
+    @torch.no_grad()
+    def alone(self, sizes: Sequence[int]) -> None:
+        """The plain loop's network, on batches of these sizes that lie on the device."""
+        for size in sizes:
+            self.usual(self.batch[:size])
+
+    def ours(self, network: nn.Module, loader: ImageLoader, rows: np.ndarray, amp: bool
+             ) -> np.ndarray:
+        compute = replace(self.compute, amp=amp)
+        return np.concatenate(list(apply_network(network, loader, rows, compute, "features")))
+
+    def warm_up(self, names: Sequence[str]) -> dict[str, float]:
+        """Check the views, and show each network a batch of each size; seconds of each of ours."""
+        few = np.arange(self.sizes[0] + (self.sizes[-1] if len(self.sizes) > 1 else 0))
+        blocks = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten())
+        check_views(self.ours(blocks, self.decoded, few, False),
+                    plain_outputs(blocks, self.untouched, few, self.reading))
+        self.alone(sorted(set(self.sizes)))
+        return {name: timed(lambda name=name: self.run(name, few), self.compute.device)[0]
+                for name in names if name not in (PLAIN, ALONE, FILES)}
 
 
 def measure(args: argparse.Namespace) -> Iterator[str]:
@@ -89,68 +173,22 @@ def measure(args: argparse.Namespace) -> Iterator[str]:
     device = setup_device(args.device)
     args.device = str(device)
     dataset = load_images(args)
-    source, untouched = dataset.source1, load_images(args).source1
-    count = len(source)
-
-    def opened() -> ImageLoader:
-        store = ImageStore.open(source, dataset.file_label(0), args.image_size, None, args.workers)
-        return ImageLoader(store, device)
-
-    # ------------------------------------------------------------ networks
-    decoded = opened()
-    torch.manual_seed(0)
-    backbone = Backbone(args.feature_backbone, args.feature_weights, args.image_size)
-    if backbone.needs_calibration:
-        calibrate(backbone, decoded, args.image_size)
-    usual = copy.deepcopy(backbone).to(device, memory_format=torch.contiguous_format).eval()
-    batch = torch.randn(min(args.batch_size, count), 3, args.image_size, args.image_size, device=device)
-    sizes = [len(batch)] * (count // len(batch)) + [count % len(batch)] * (count % len(batch) > 0)
-
-    @torch.no_grad()
-    def alone(sizes: list[int]) -> None:
-        for size in sizes:
-            usual(batch[:size])
-
-    def plain(network: nn.Module, rows: np.ndarray) -> np.ndarray:
-        return plain_outputs(network, untouched, rows, args.image_size, args.batch_size, args.workers, device)
-
-    def ours(network: nn.Module, loader: ImageLoader, amp: bool, rows: np.ndarray) -> np.ndarray:
-        return np.concatenate(list(apply_network(network, loader, rows, args.image_size, args.batch_size, amp,
-                                                 "features")))
-
-    # ------------------------------------------------------------ methods, warmed up
-    rows = np.arange(count)
-    methods: dict[str, Callable[[], np.ndarray | None]] = {
-        PLAIN: lambda: plain(usual, rows),
-        ALONE: lambda: alone(sizes),
-        FILES: lambda: ours(backbone, opened(), False, rows),
-        DECODED: lambda: ours(backbone, decoded, False, rows),
-    }
-    variants = {DECODED: (backbone, False)}
+    extraction = Extraction(args, dataset, device)
+    names = [PLAIN, ALONE, FILES, DECODED]
     if args.amp:
-        variants["ours, bfloat16"] = backbone, True
-    compiled = copy.deepcopy(backbone)
-    compiled.compile()  # when it is first called
+        names.append("ours, bfloat16")
     if args.compile:
-        variants["ours, torch.compile"] = compiled, False
+        names.append("ours, torch.compile")
     if args.amp and args.compile:
-        variants["ours, bfloat16, torch.compile"] = compiled, True
-    few = rows[:sizes[0] + (sizes[-1] if len(sizes) > 1 else 0)]  # one batch of each size
-    blocks = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten())
-    check_views(ours(blocks, decoded, False, few), plain(blocks, few))
-    alone(sorted(set(sizes)))
-    first = {}  # seconds until the first batches are done
-    for name, (network, amp) in variants.items():
-        methods[name] = lambda network=network, amp=amp: ours(network, decoded, amp, rows)
-        first[name], _ = timed(lambda network=network, amp=amp: ours(network, decoded, amp, few), device)
-
-    # ------------------------------------------------------------ in turns
+        names.append("ours, bfloat16, torch.compile")
+    first = extraction.warm_up(names)  # seconds until the first batches are done
+    rows = np.arange(extraction.count)
     expected = None  # the plain loop's features of this round
 
-    def one(name: str) -> Run:
+    def one(name: str) -> Measured:
         nonlocal expected
-        seconds, found = timed(methods[name], device)
-        run: Run = {"seconds": seconds, "images_per_second": count / seconds}
+        seconds, found = timed(lambda: extraction.run(name, rows), device)
+        run: Measured = {"seconds": seconds, "images_per_second": len(rows) / seconds}
         if name == PLAIN:
             expected = found
         elif found is not None:
@@ -159,15 +197,21 @@ def measure(args: argparse.Namespace) -> Iterator[str]:
             run["compile_seconds"] = first[name]
         return run
 
-    runs = in_turns({name: lambda name=name: one(name) for name in methods}, args.repeat)
+    runs = in_rounds({name: lambda name=name: one(name) for name in names}, args.repeat)
     write_record(args, runs)
-    yield (f"{args.feature_backbone}, {count:,} images of {dataset.source_names[0]}, {args.image_size} pixels, batches "
-           f"of {args.batch_size}, {device}\n")
+    yield (f"{args.feature_backbone}, {len(rows):,} images of {dataset.source_names[0]}, "
+           f"{args.image_size} pixels, batches of {args.batch_size}, {device}\n")
+    yield from table(runs)
+
+
+def table(runs: Mapping[str, Sequence[Measured]]) -> Iterator[str]:
+    """Markdown."""
     yield heading("method", "images/s: median (least - most)", "divided by the plain loop",
-                  "divided by its network alone", "cosine with the plain loop's features", "seconds to compile")
+                  "divided by its network alone", "cosine with the plain loop's features",
+                  "seconds to compile")
+    bases = [median(runs[name], "images_per_second") for name in (PLAIN, ALONE)]
     for name, of in runs.items():
         rate = median(of, "images_per_second")
-        yield row(name, spread(of, "images_per_second", 1),
-                  *(f"{rate / median(runs[base], 'images_per_second'):.2f}" for base in (PLAIN, ALONE)),
+        yield row(name, spread(of, "images_per_second", 1), *(f"{rate / b:.2f}" for b in bases),
                   f"{median(of, 'cosine'):.3f}" if "cosine" in of[0] else "",
-                  f"{first[name]:.1f}" if "compile" in name else "")
+                  f"{of[0]['compile_seconds']:.1f}" if "compile" in name else "")

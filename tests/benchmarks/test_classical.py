@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import baselines
-from data_loader import DataConfig, load_dataset
+from data_loader import load_dataset
+from datasets.base import DataConfig
 from helpers import call
 
 ONE = ["--hash_bit", 8, "--seeds", 1, "--methods"]
