@@ -53,16 +53,11 @@ class Run:
         self._begun = False
         self._signals = StopSignals()
         self._warned: set[str] = set()
-        self._seconds, self._started = 0.0, time.time()
         self._saved, self._save_cost = time.monotonic(), 0.0
         if self._state is not None:
+            self.finished, self._unfinished = self._state["finished"], self._state["unfinished"]
+            self.best, self._remembered = self._state["best"], self._state["remembered"]
             with self.folder.fitting():
-                self.finished = {str(key): int(value)
-                                 for key, value in self._state["finished"].items()}
-                self._unfinished = self._state["unfinished"]
-                self._seconds = float(self._state["seconds"])
-                self.best = self._state["best"]
-                self._remembered = self._state["remembered"]
                 print(f"resuming {folder} {self._place()}")
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer,
@@ -195,7 +190,8 @@ class Run:
                          "model": copy_state(self.model)}
         self.finished[self._phase] = self._epoch + 1
         self._unfinished, self._step = None, 0
-        stats |= {"images_per_second": round(self._rate, 1), "seconds": round(self._elapsed(), 2)}
+        stats |= {"images_per_second": round(self._rate, 1),
+                  "seconds": round(time.time() - self._started, 2)}
         self.folder.log({"phase": self._phase, "epoch": self._epoch, **stats})
         # Many an epoch takes less time than writing it to disk.
         if self._wants_saving() or self._last_epoch:
@@ -227,8 +223,8 @@ class Run:
         if self._begun:
             return
         self._begun = True
-        self.folder.begin(sum(self.finished.values()))
-        self._started = time.time()
+        seconds = self.folder.begin(sum(self.finished.values()))
+        self._started = time.time() - seconds  # as if it had never been interrupted
         self._signals.install()
 
     def _resume_inside(self, steps: int) -> int:
@@ -267,14 +263,11 @@ class Run:
         begun = time.monotonic()
         remembered = {name: value.cpu() for name, value in self._remembered.items()}
         self.folder.save({
-            "finished": self.finished, "unfinished": self._inside(), "seconds": self._elapsed(),
+            "finished": self.finished, "unfinished": self._inside(),
             "began_with": self._began_with, "remembered": remembered, "best": self.best,
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()})
         self._saved = time.monotonic()
         self._save_cost = self._saved - begun
-
-    def _elapsed(self) -> float:
-        return self._seconds + time.time() - self._started
 
     def _wants_saving(self) -> bool:
         """Whether to save now; ranks agree: all are asked when one is, and due when rank 0 is."""

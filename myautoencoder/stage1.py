@@ -15,12 +15,8 @@ from engine.checkpoint import load_checkpoint
 from engine.cli import Compute
 from engine.distributed import from_first
 from loss import cluster_centres, latent_scale
-from myautoencoder.features import (
-    dataset_features,
-    feature_files_of,
-    norms_of,
-    prepare_features,
-)
+from myautoencoder.feature_files import feature_files_of
+from myautoencoder.features import dataset_features, norms_of, prepare_features
 from network import MultisourceAutoencoder
 from utils import InputError, rank, resolve_path
 
