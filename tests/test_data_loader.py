@@ -31,6 +31,7 @@ from image_helpers import (
     scenes,
     tree,
 )
+from utils import ROOT
 
 # ------------------------------------------------------------ data sets
 
@@ -60,31 +61,39 @@ def test_R_is_the_smallest_class_of_the_database(tmp_path):
     complaint(lambda: choose_R(71, labels), "71", "70")
 
 
-MINE = '''"""Tiles of one kind: a data set in a file of its own."""
-
-from datasets.base import find_or_say, scenes_of_files
-from datasets.sources import RGB
-
-QUERIES_PER_CLASS = 2
-
-
-def scenes(config):
-    root = find_or_say(config, "Mine", ("Mine", "Mine.zip"), "draw it")
-    return scenes_of_files([(root, RGB)], ("tiles", "none"), depth=2, note="mine")
-'''
+@pytest.fixture
+def example(monkeypatch):
+    """The data set that docs/data.md adds, with its line in the table."""
+    text = (ROOT / "docs" / "data.md").read_text()
+    module = ModuleType("sen12")
+    exec(text.split("```python\n")[1].split("```")[0], module.__dict__)
+    monkeypatch.setitem(data_loader.MODULES, "SEN12", module)
 
 
-def test_a_new_data_set_is_one_file_and_one_line(tmp_path, monkeypatch):
-    module = ModuleType("mine")
-    exec(MINE, module.__dict__)
-    monkeypatch.setitem(data_loader.MODULES, "Mine", module)
-    complaint(lambda: load(tmp_path, data_name="mine"), "Mine was not found", "draw it, or name")
+def test_a_new_data_set_is_one_file_and_one_line(tmp_path, example):
+    complaint(lambda: load(tmp_path, data_name="sen12"), "SEN12 was not found", "or name the")
     names = [f"{kind}/{number}" for kind in "ab" for number in range(40)]
-    tree(tmp_path / "Mine.zip", scenes(".png", "deep/", names, "PNG"))
-    dataset = load(tmp_path, data_name="mine")
-    assert dataset.name == "Mine" and dataset.class_names == ["a", "b"] and dataset.note == "mine"
-    assert np.bincount(dataset.labels[dataset.query]).tolist() == [2, 2]  # a tenth would be 4
-    assert np.array_equal(dataset.source1.read(0), noise("a/0.png", 8, 8, 3))
+    tree(tmp_path / "SEN12_optical.zip", scenes(".png", "deep/", names, "PNG"))
+    alone = load(tmp_path, data_name="sen12")
+    assert alone.name == "SEN12" and alone.class_names == ["a", "b"] and alone.source2 is None
+    complaint(lambda: load(tmp_path, data_name="sen12", source2="radar"), "radar was not found")
+    tree(tmp_path / "SEN12_radar", scenes(".tif", "", names, "TIFF"))
+    dataset = load(tmp_path, data_name="Sen12")
+    assert dataset.source_names == ("optical", "radar") and "256x256" in dataset.describe()
+    assert dataset.source2.channels == 1 and dataset.source2.size(0) == (256, 256)
+    for row, name in enumerate(dataset.names):
+        assert np.array_equal(dataset.source1.read(row), noise(f"{name}.png", 8, 8, 3))
+        assert np.array_equal(dataset.source2.read(row), noise(f"{name}.tif", 8, 8, 3)[..., :1])
+
+
+def test_the_file_of_a_data_set_says_how_many_queries_a_class_has(tmp_path, example, monkeypatch):
+    tree(tmp_path / "SEN12_optical", hollow(f"{kind}/{n}" for kind in "ab" for n in range(40)))
+    monkeypatch.setattr(data_loader.MODULES["SEN12"], "QUERIES_PER_CLASS", 3)
+    dataset = load(tmp_path, data_name="SEN12")
+    assert np.bincount(dataset.labels[dataset.query]).tolist() == [3, 3]
+    monkeypatch.delattr(data_loader.MODULES["SEN12"], "QUERIES_PER_CLASS")
+    dataset = load(tmp_path, data_name="SEN12")
+    assert np.bincount(dataset.labels[dataset.query]).tolist() == [4, 4]  # a tenth
 
 
 # ------------------------------------------------------------ checkpoints
