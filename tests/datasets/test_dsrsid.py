@@ -58,6 +58,8 @@ def test_dsrsid_rows_of_a_chosen_subset_keep_their_pixels_and_labels(tmp_path):
         folder, number = name.split("/")
         assert np.array_equal(dataset.source1.read(row), images[int(number)][..., [2, 1, 0]])
         assert folder == DSRSID_CLASSES[dataset.labels[row]] == DSRSID_CLASSES[int(number) % 2]
+    last = dataset.source1.subset(np.array([3]))
+    assert len(last) == 1 and np.array_equal(last.read(0), dataset.source1.read(3))
 
 
 def test_dsrsid_is_opened_without_reading_the_images_and_split_as_published(tmp_path):

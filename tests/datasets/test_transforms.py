@@ -200,12 +200,18 @@ def test_training_views_of_many_sizes_in_one_batch_are_pillows():
     check_training_views(images, 224, [ROUNDED] * len(large), seed=1)
 
 
-def test_training_views_do_not_depend_on_the_padding():
-    image = picture(0, 50, 70)
-    store = store_of(image, picture(1, 200, 90), picture(2, 90, 255))
-    views, drawn = training_views_of(store, 224, 3)
-    alone = Transform(224).train(*batch_of(store_of(image)), drawn[:1])
-    check_levels(grey_levels(alone[0]), grey_levels(views[0]), **EXACT)
+@pytest.mark.parametrize("shape", [(50, 70), (256, 300)])  # enlarged, and stored as it is resized
+def test_training_views_do_not_depend_on_the_padding(shape):
+    image = picture(0, *shape)
+    store = store_of(image, picture(1, 400, 256), picture(2, 256, 500))
+    images, sizes = batch_of(store)
+    transform = Transform(224)
+    drawn = transform.draw(sizes, torch.Generator().manual_seed(3))[:1]
+    padded = transform.train(images[:1], sizes[:1], drawn)
+    together = transform.train(images, sizes, drawn.repeat(3, 1))[:1]
+    alone = transform.train(*batch_of(store_of(image)), drawn)
+    check_levels(grey_levels(alone[0]), grey_levels(padded[0]), **EXACT)
+    check_levels(grey_levels(alone[0]), grey_levels(together[0]), **EXACT)
 
 
 def test_training_views_depend_on_the_generator_alone():
