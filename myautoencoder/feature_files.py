@@ -56,7 +56,8 @@ class _Array:
             code = ascii(self.dtype.code[:20])[1:-1]
             raise InputError(f"{what} is no array of numbers but an array of dtype {code}")
         raw = self.raw.encode("latin1") if isinstance(self.raw, str) else self.raw  # of Python 2
-        array = np.frombuffer(raw, self.dtype.code).reshape(self.shape, order=self.order)
+        order = "F" if self.order == "F" else "C"  # K goes with axes
+        array = np.frombuffer(raw, self.dtype.code).reshape(self.shape, order=order)
         return array if self.axes is None else array.transpose(self.axes)
 
 
