@@ -19,6 +19,7 @@ from .metrics import (
     recall_at,
     worst_ap,
 )
+from .ranking import stable_metrics
 
 TIES = ("expected", "stable", "min", "max")
 PRECISION_RANKS = (1, 10, 100)
@@ -26,11 +27,10 @@ PRECISION_RANKS = (1, 10, 100)
 
 def evaluate(
     query_codes: Array, database_codes: Array, query_labels: Array, database_labels: Array,
-    hash_bit: int, R: int | None = None, device: str | torch.device = "cpu",
+    hash_bit: int, R: int | None = None, ties: str = "expected",
+    device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
-    """All metrics, means over queries, expected over all orders of tied items.
-
-    For another treatment of ties, or for a database in parts, call `summarise`.
+    """All metrics, means over queries. For a database in parts, call `summarise`.
 
     Args:
         query_codes: packed, uint8 (Q, ceil(K/8)).
@@ -39,6 +39,7 @@ def evaluate(
         database_labels: integers (N,) or 0/1 (N, C).
         hash_bit: K.
         R: rank of the cut; None is the size of the smallest class in the database.
+        ties: expected over all orders, stable, min or max; as for `summarise`.
         device: as for `distance_histograms`.
     Returns:
         as `summarise`.
@@ -47,9 +48,11 @@ def evaluate(
     """
     for what, codes in (("query", query_codes), ("database", database_codes)):
         require(as_array(codes).size, f"there are no {what} codes, expected at least one.")
+    require(ties in TIES, f"ties is {ties!r}, expected one of {', '.join(TIES)}.")
+    data = query_codes, database_codes, query_labels, database_labels, hash_bit
     R = smallest_class(database_labels) if R is None else whole_number(R, "R")
-    return summarise(distance_histograms(query_codes, database_codes, query_labels,
-                                         database_labels, hash_bit, device), R)
+    stable = stable_metrics(*data, R) if ties == "stable" else None
+    return summarise(distance_histograms(*data, device), R, ties, stable)
 
 
 def summarise(
