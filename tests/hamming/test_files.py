@@ -1,6 +1,7 @@
 """Files of codes: what is read, and one sentence for everything else."""
 
 import io
+import os
 import re
 import zipfile
 
@@ -133,6 +134,38 @@ def test_damaged_files_of_codes_are_one_sentence(tmp_path, content):
         with pytest.raises(CodeError, match=r"database_codes\.npy is not a whole \.npy") as caught:
             read_codes(tmp_path, None, None)
         assert "\n" not in str(caught.value)
+
+
+class Trap:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@both_ways
+def test_objects_in_a_file_of_codes_are_not_unpickled(tmp_path, content, how):
+    trap = np.array([Trap(tmp_path / "sprung")], dtype=object)
+    with pytest.raises(CodeError, match=r"is not a whole \.np"):
+        read_codes(save(tmp_path, content | {"query_labels": trap}, how), None, None)
+    assert not (tmp_path / "sprung").exists()
+    np.load(io.BytesIO(saved(trap)), allow_pickle=True)  # the trap works
+    assert (tmp_path / "sprung").exists()
+
+
+def saved(array):
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=True)
+    return file.getvalue()
+
+
+def test_pipes_among_the_files_of_codes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "database_codes.npy")
+    with pytest.raises(CodeError, match="has no database_codes"):
+        read_codes(tmp_path, None, None)
 
 
 def test_arrays_that_unpack_to_far_more_than_they_can_be_are_refused(tmp_path, monkeypatch):
