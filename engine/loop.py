@@ -1,7 +1,7 @@
 """The walk over epochs and steps: where a run saves, resumes, stops, and watches its loss.
 
     run = Run(folder, "mrhash.pth", settings, args.resume, args.overwrite)
-    run.attach(model, optimizer)                      # a resumed run gets its weights back
+    run.attach(model, optimizer, {})                  # a resumed run gets its weights back
     for epoch in run.epochs("epoch", 50):             # goes on where last.pth stands
         meters = run.meters("loss")
         for step in run.steps(ShuffledEpoch(...)):    # saves, stops and resumes between steps
@@ -50,7 +50,6 @@ class Run:
         self._began_with: dict[str, Any] = {}
         self._phase, self._epoch, self._step, self._steps = "", 0, 0, 0
         self._meters: Meters | None = None
-        self._begun = False
         self._signals = StopSignals()
         self._warned: set[str] = set()
         self._saved, self._save_cost = time.monotonic(), 0.0
@@ -102,9 +101,11 @@ class Run:
         first = self.finished.get(phase, 0)
         begun = first + (self._unfinished is not None and self._unfinished["phase"] == phase)
         if begun > count:
-            raise InputError(f"{self.folder.path} has come to {phase} {begun - 1} already, which "
-                             f"a run of {count} cannot undo")
-        self._begin()
+            raise InputError(f"{self.folder.path} has come to {phase} {begun - 1} already, and the "
+                             f"last one is to be {count - 1}: ask for more epochs, or begin again "
+                             "with --overwrite")
+        if not self._phase:  # the first one
+            self._begin()
         self._phase = phase
         for epoch in range(first, count):
             self._epoch, self._last_epoch = epoch, epoch == count - 1
@@ -119,7 +120,7 @@ class Run:
             Stopped: Ctrl-C or SIGTERM came, and all is saved.
         """
         self._step, self._steps = self._resume_inside(len(epoch)), len(epoch)
-        started, rows = time.time(), self._meters.rows
+        started, rows_before = time.time(), self._meters.rows
         bar = progress(epoch.steps(self._step), self.label, len(epoch), self._step)
         self._signals.deferred = True  # Ctrl-C waits for the end of the step
         try:
@@ -134,7 +135,8 @@ class Run:
             share_buffers(self.model)
         finally:
             self._signals.deferred = False
-        self._rate = world_size() * (self._meters.rows - rows) / max(time.time() - started, 1e-9)
+        rows = world_size() * (self._meters.rows - rows_before)
+        self._rate = rows / max(time.time() - started, 1e-9)
         if self._wants_saving() and self._signals.asked:
             self._save()
             self._signals.raise_if_asked()
@@ -219,10 +221,7 @@ class Run:
     # ------------------------------------------------------------ saving and resuming
 
     def _begin(self) -> None:
-        """Once, when all else is ready: the folder becomes this run's, signals are noticed."""
-        if self._begun:
-            return
-        self._begun = True
+        """When all else is ready: the folder becomes this run's, signals are noticed."""
         seconds = self.folder.begin(sum(self.finished.values()))
         self._started = time.time() - seconds  # as if it had never been interrupted
         self._signals.install()
