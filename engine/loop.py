@@ -42,8 +42,7 @@ class Run:
         """Enter the folder, as `RunFolder` does."""
         self.folder = RunFolder(folder, result, settings, resume, overwrite)
         self.finished: dict[str, int] = {}  # by phase: how many epochs are done
-        self.best: dict[str, Any] = {"phase": None, "score": -math.inf, "epoch": None,
-                                     "model": None}
+        self.best: dict[str, Any] = dict(phase=None, score=-math.inf, epoch=None, model=None)
         self._state = self.folder.state  # of last.pth
         self._unfinished: dict[str, Any] | None = None  # the epoch that last.pth stands in
         self._remembered: dict[str, Tensor] = {}
@@ -85,8 +84,8 @@ class Run:
                 load_state(model, self.best["model"])  # a trial, for the end of the run
             load_state(model, self._state["model"])
             optimizer.load_state_dict(self._state["optimizer"])
-            self._remembered = {name: value.to(self.device)
-                                for name, value in self._remembered.items()}
+            for name, value in self._remembered.items():
+                self._remembered[name] = value.to(self.device)
 
     def epochs(self, phase: str, count: int, last: int | None = None) -> Iterator[int]:
         """The epochs 0..count-1 of a phase that are not finished yet.
@@ -154,8 +153,7 @@ class Run:
             make: makes it, on the device.
             each_epoch: make it anew in each epoch, or once in the run.
         """
-        resumed = self._unfinished is not None
-        if name not in self._remembered or (each_epoch and not resumed):
+        if name not in self._remembered or (each_epoch and self._unfinished is None):
             self._remembered[name] = make()
         return self._remembered[name]
 
