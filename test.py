@@ -29,8 +29,7 @@ from engine.cli import ArgumentParser, Compute, number
 from engine.distributed import own_part, sum_over_ranks
 from engine.files import atomic_file, check_writable, write_json
 from engine.monitor import choose_R
-from hamming.files import read_codes, write_similarity
-from hamming.pictures import neighbour_picture
+from hamming.pictures import neighbour_picture, some_neighbours
 from myautoencoder.features import FeatureExtractor, apply_network, hash_features
 from network import rebuild_hash_network
 from utils import InputError, collapse_warning, rank, resolve_path, warn
@@ -45,7 +44,7 @@ def main() -> None:
 
     # ------------------------------------------------------------ codes
     if args.codes is not None:
-        dataset, content = None, read_codes(resolve_path(args.codes), args.hash_bit, args.T)
+        dataset, content = None, hamming.read_codes(resolve_path(args.codes), args.hash_bit, args.T)
     else:
         dataset, content = hash_dataset(args, compute)
     if rank() == 0:
@@ -211,7 +210,7 @@ def save_codes(args: argparse.Namespace, content: dict[str, Any], output_dir: Pa
     """What --save_codes and --gen_similarity_matrix ask for."""
     if args.gen_similarity_matrix:
         with atomic_file(output_dir / "similarity.npy") as file:
-            write_similarity(content, file)
+            hamming.write_similarity(content, file)
         print(f"wrote {output_dir / 'similarity.npy'}")
         if args.codes is None and not args.save_codes:
             # The rows and columns of the matrix, with their labels.
@@ -224,27 +223,15 @@ def save_codes(args: argparse.Namespace, content: dict[str, Any], output_dir: Pa
         print(f"wrote {resolve_path(args.save_codes)}")
 
 
-def draw_neighbours(content: dict[str, Any], dataset: PairedDataset, path: Path, rows: int = 6
-                    ) -> None:
-    """The picture: queries spread over the list (so over the classes), ten nearest images each."""
-    chosen = np.linspace(0, len(dataset.query) - 1, min(rows, len(dataset.query)))
-    chosen = chosen.round().astype(int)
-    nearest, distances = hamming.nearest(content["query_codes"][chosen], content["database_codes"],
-                                         content["hash_bit"], min(10, len(dataset.database)))
-    relevant = None
-    if dataset.labels is not None:
-        theirs = dataset.labels[dataset.database][nearest]
-        own = dataset.labels[dataset.query][chosen][:, None]
-        relevant = theirs == own if own.ndim == 2 else ((theirs > 0) & (own > 0)).any(axis=2)
-    captions = []
-    for query, row in zip(chosen, distances.tolist(), strict=True):
-        captions.append(f"{dataset.names[dataset.query[query]]}   distances "
-                        f"{', '.join(map(str, row))} of {content['hash_bit']} bits")
+def draw_neighbours(content: dict[str, Any], dataset: PairedDataset, path: Path) -> None:
+    """The picture: some queries with their nearest images."""
+    found = some_neighbours(content)
     read = dataset.source1.read
+    queries = [read(row) for row in dataset.query[found.queries]]
+    nearest = [[read(row) for row in rows] for rows in dataset.database[found.nearest]]
+    captions = found.captions([dataset.names[row] for row in dataset.query])
     with atomic_file(path) as file:
-        neighbour_picture([read(row) for row in dataset.query[chosen]],
-                          [[read(row) for row in found] for found in dataset.database[nearest]],
-                          relevant, captions, file)
+        neighbour_picture(queries, nearest, found.relevant, captions, file)
     print(f"wrote {path}")
 
 

@@ -36,7 +36,7 @@ KINDS = {
     "mrhash-1": ("train.py", {
         "network": HASH_NETWORK, "data": DATA, "fingerprint": str, "model": {str: Tensor}}),
     "mrhash-training-2": ("this script", {
-        "finished": {str: int}, "unfinished": (dict, type(None)), "seconds": NUMBER,
+        "finished": {str: int}, "unfinished": (dict, type(None)),
         "settings": {str: object}, "result": str, "began_with": {str: (str, Tensor)},
         "remembered": {str: Tensor}, "best": BEST, "model": {str: Tensor}, "optimizer": dict}),
 }

@@ -1,7 +1,7 @@
 """The walk over epochs and steps: where a run saves, resumes, stops, and watches its loss.
 
     run = Run(folder, "mrhash.pth", settings, args.resume, args.overwrite)
-    run.attach(model, optimizer)                      # a resumed run gets its weights back
+    run.attach(model, optimizer, {})                  # a resumed run gets its weights back
     for epoch in run.epochs("epoch", 50):             # goes on where last.pth stands
         meters = run.meters("loss")
         for step in run.steps(ShuffledEpoch(...)):    # saves, stops and resumes between steps
@@ -42,27 +42,20 @@ class Run:
         """Enter the folder, as `RunFolder` does."""
         self.folder = RunFolder(folder, result, settings, resume, overwrite)
         self.finished: dict[str, int] = {}  # by phase: how many epochs are done
-        self.best: dict[str, Any] = {"phase": None, "score": -math.inf, "epoch": None,
-                                     "model": None}
+        self.best: dict[str, Any] = dict(phase=None, score=-math.inf, epoch=None, model=None)
         self._state = self.folder.state  # of last.pth
         self._unfinished: dict[str, Any] | None = None  # the epoch that last.pth stands in
         self._remembered: dict[str, Tensor] = {}
         self._began_with: dict[str, Any] = {}
         self._phase, self._epoch, self._step, self._steps = "", 0, 0, 0
         self._meters: Meters | None = None
-        self._begun = False
         self._signals = StopSignals()
         self._warned: set[str] = set()
-        self._seconds, self._started = 0.0, time.time()
         self._saved, self._save_cost = time.monotonic(), 0.0
         if self._state is not None:
+            self.finished, self._unfinished = self._state["finished"], self._state["unfinished"]
+            self.best, self._remembered = self._state["best"], self._state["remembered"]
             with self.folder.fitting():
-                self.finished = {str(key): int(value)
-                                 for key, value in self._state["finished"].items()}
-                self._unfinished = self._state["unfinished"]
-                self._seconds = float(self._state["seconds"])
-                self.best = self._state["best"]
-                self._remembered = self._state["remembered"]
                 print(f"resuming {folder} {self._place()}")
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer,
@@ -91,8 +84,8 @@ class Run:
                 load_state(model, self.best["model"])  # a trial, for the end of the run
             load_state(model, self._state["model"])
             optimizer.load_state_dict(self._state["optimizer"])
-            self._remembered = {name: value.to(self.device)
-                                for name, value in self._remembered.items()}
+            for name, value in self._remembered.items():
+                self._remembered[name] = value.to(self.device)
 
     def epochs(self, phase: str, count: int, last: int | None = None) -> Iterator[int]:
         """The epochs 0..count-1 of a phase that are not finished yet.
@@ -107,9 +100,11 @@ class Run:
         first = self.finished.get(phase, 0)
         begun = first + (self._unfinished is not None and self._unfinished["phase"] == phase)
         if begun > count:
-            raise InputError(f"{self.folder.path} has come to {phase} {begun - 1} already, which "
-                             f"a run of {count} cannot undo")
-        self._begin()
+            raise InputError(f"{self.folder.path} has come to {phase} {begun - 1} already, and the "
+                             f"last one is to be {count - 1}: ask for more epochs, or begin again "
+                             "with --overwrite")
+        if not self._phase:  # the first one
+            self._begin()
         self._phase = phase
         for epoch in range(first, count):
             self._epoch, self._last_epoch = epoch, epoch == count - 1
@@ -124,7 +119,7 @@ class Run:
             Stopped: Ctrl-C or SIGTERM came, and all is saved.
         """
         self._step, self._steps = self._resume_inside(len(epoch)), len(epoch)
-        started, rows = time.time(), self._meters.rows
+        started, rows_before = time.time(), self._meters.rows
         bar = progress(epoch.steps(self._step), self.label, len(epoch), self._step)
         self._signals.deferred = True  # Ctrl-C waits for the end of the step
         try:
@@ -139,7 +134,8 @@ class Run:
             share_buffers(self.model)
         finally:
             self._signals.deferred = False
-        self._rate = world_size() * (self._meters.rows - rows) / max(time.time() - started, 1e-9)
+        rows = world_size() * (self._meters.rows - rows_before)
+        self._rate = rows / max(time.time() - started, 1e-9)
         if self._wants_saving() and self._signals.asked:
             self._save()
             self._signals.raise_if_asked()
@@ -157,8 +153,7 @@ class Run:
             make: makes it, on the device.
             each_epoch: make it anew in each epoch, or once in the run.
         """
-        resumed = self._unfinished is not None
-        if name not in self._remembered or (each_epoch and not resumed):
+        if name not in self._remembered or (each_epoch and self._unfinished is None):
             self._remembered[name] = make()
         return self._remembered[name]
 
@@ -195,7 +190,8 @@ class Run:
                          "model": copy_state(self.model)}
         self.finished[self._phase] = self._epoch + 1
         self._unfinished, self._step = None, 0
-        stats |= {"images_per_second": round(self._rate, 1), "seconds": round(self._elapsed(), 2)}
+        stats |= {"images_per_second": round(self._rate, 1),
+                  "seconds": round(time.time() - self._started, 2)}
         self.folder.log({"phase": self._phase, "epoch": self._epoch, **stats})
         # Many an epoch takes less time than writing it to disk.
         if self._wants_saving() or self._last_epoch:
@@ -223,12 +219,9 @@ class Run:
     # ------------------------------------------------------------ saving and resuming
 
     def _begin(self) -> None:
-        """Once, when all else is ready: the folder becomes this run's, signals are noticed."""
-        if self._begun:
-            return
-        self._begun = True
-        self.folder.begin(sum(self.finished.values()))
-        self._started = time.time()
+        """When all else is ready: the folder becomes this run's, signals are noticed."""
+        seconds = self.folder.begin(sum(self.finished.values()))
+        self._started = time.time() - seconds  # as if it had never been interrupted
         self._signals.install()
 
     def _resume_inside(self, steps: int) -> int:
@@ -267,14 +260,11 @@ class Run:
         begun = time.monotonic()
         remembered = {name: value.cpu() for name, value in self._remembered.items()}
         self.folder.save({
-            "finished": self.finished, "unfinished": self._inside(), "seconds": self._elapsed(),
+            "finished": self.finished, "unfinished": self._inside(),
             "began_with": self._began_with, "remembered": remembered, "best": self.best,
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()})
         self._saved = time.monotonic()
         self._save_cost = self._saved - begun
-
-    def _elapsed(self) -> float:
-        return self._seconds + time.time() - self._started
 
     def _wants_saving(self) -> bool:
         """Whether to save now; ranks agree: all are asked when one is, and due when rank 0 is."""

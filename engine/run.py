@@ -108,10 +108,14 @@ class RunFolder:
             raise InputError(f"cannot resume {self.path} with other settings: "
                              f"{'; '.join(differing)}")
 
-    def begin(self, epochs: int) -> None:
-        """Write config.json and the log of the epochs that are finished; what was there goes."""
+    def begin(self, epochs: int) -> float:
+        """Write config.json and the log of the epochs that are finished; what was there goes.
+
+        Returns:
+            the seconds that those epochs took.
+        """
         if rank():
-            return
+            return 0.0
         for stale in self.path.glob(".*.part"):  # of a killed run: no other one is in here
             stale.unlink(missing_ok=True)
         write_json(self.path / "config.json", {**self.settings, "environment": environment()})
@@ -123,6 +127,7 @@ class RunFolder:
         with atomic_file(log) as file:
             for record in kept:
                 file.write((json.dumps(record) + "\n").encode())
+        return max((record["seconds"] for record in kept), default=0.0)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one JSON object to log.jsonl."""
@@ -166,7 +171,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(errors="replace").splitlines():
         with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
-            if isinstance(record, dict) and "epoch" in record:
+            if isinstance(record, dict) and isinstance(record.get("seconds"), int | float):
                 records.append(record)
     return records
 

@@ -1,47 +1,98 @@
-"""Pictures of a ranking: each query with its nearest images, right ones framed green, wrong ones red."""
+"""Pictures of a ranking: queries with their nearest images, right ones framed green, wrong red."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from datasets.sources import ImageSource
-from engine.files import atomic_file
+from .ranking import nearest
 
 RIGHT, WRONG, NEUTRAL = (40, 160, 70), (200, 50, 45), (70, 70, 70)
-TILE, FRAME, GAP = 96, 5, 6
+TILE, FRAME, GAP, LINE = 96, 5, 6, 14  # pixels; LINE is the height of a caption
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """What a picture of a ranking shows.
+
+    Args:
+        queries: int64 (q,), rows of the queries.
+        nearest: int64 (q, k), rows of the database, nearest first.
+        distances: int32 (q, k).
+        relevant: bool (q, k), or None without labels.
+        hash_bit: K.
+    """
+
+    queries: np.ndarray
+    nearest: np.ndarray
+    distances: np.ndarray
+    relevant: np.ndarray | None
+    hash_bit: int
+
+    def captions(self, names: Sequence[str]) -> list[str]:
+        """A line for each query: its name, of the names (Q,) of all, and the distances."""
+        return [f"{names[query]}   distances {', '.join(map(str, row))} of {self.hash_bit} bits"
+                for query, row in zip(self.queries, self.distances.tolist(), strict=True)]
+
+
+def some_neighbours(content: dict[str, Any], rows: int = 6, k: int = 10) -> Neighbours:
+    """Queries spread over the list (so over the classes) with their nearest items.
+
+    Args:
+        content: as `read_codes` gives it; labels may be missing.
+        rows: how many queries, if there are as many.
+        k: how many neighbours each, if there are as many.
+    """
+    query, database, bits = (content[name] for name in (
+        "query_codes", "database_codes", "hash_bit"))
+    queries = np.linspace(0, len(query) - 1, min(rows, len(query))).round().astype(int)
+    found, distances = nearest(query[queries], database, bits, min(k, len(database)))
+    relevant = None
+    if "query_labels" in content:
+        own = content["query_labels"][queries][:, None]
+        theirs = content["database_labels"][found]
+        relevant = theirs == own if own.ndim == 2 else ((theirs > 0) & (own > 0)).any(axis=2)
+    return Neighbours(queries, found, distances, relevant, bits)
+
+
+def neighbour_picture(
+    queries: Sequence[np.ndarray], neighbours: Sequence[Sequence[np.ndarray]],
+    relevant: np.ndarray | None, captions: Sequence[str], file: BinaryIO | Path,
+) -> None:
+    """Write a PNG with one row a query: the query (grey frame), then its neighbours.
+
+    Args:
+        queries: an image each, uint8 (H, W, 1 or 3), of any size.
+        neighbours: k images for each query, nearest first.
+        relevant: bool (q, k), or None without labels (all frames grey).
+        captions: one line for each query.
+        file: the PNG.
+    """
+    size = TILE + 2 * FRAME
+    width = (len(neighbours[0]) + 1) * (size + GAP) + 3 * GAP
+    picture = Image.new("RGB", (width, len(queries) * (size + GAP + LINE) + GAP), "white")
+    draw = ImageDraw.Draw(picture)
+    for row, query in enumerate(queries):
+        top = GAP + row * (size + GAP + LINE)
+        draw.text((GAP, top), captions[row], fill="black")
+        picture.paste(_tile(query, NEUTRAL), (GAP, top + LINE))
+        for place, neighbour in enumerate(neighbours[row]):
+            colour = NEUTRAL
+            if relevant is not None:
+                colour = RIGHT if relevant[row, place] else WRONG
+            left = 3 * GAP + (place + 1) * (size + GAP)
+            picture.paste(_tile(neighbour, colour), (left, top + LINE))
+    picture.save(file, format="PNG")
 
 
 def _tile(pixels: np.ndarray, colour: tuple[int, int, int]) -> Image.Image:
+    """An image in a frame of this colour."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
     tile = Image.new("RGB", (TILE + 2 * FRAME, TILE + 2 * FRAME), colour)
     tile.paste(image.resize((TILE, TILE), Image.Resampling.BICUBIC), (FRAME, FRAME))
     return tile
-
-
-def neighbour_picture(source: ImageSource, queries: np.ndarray, neighbours: np.ndarray,
-                      relevant: np.ndarray | None, captions: list[str], path: Path) -> None:
-    """Write a PNG with one row per query: the query (grey frame), then its neighbours, nearest first.
-
-    Args:
-        source: where the images are read. queries: (Q,) rows of the source. neighbours: (Q, k) rows of it.
-        relevant: bool (Q, k), or None without labels (all frames grey). captions: one line per query.
-        path: the PNG file.
-    """
-    size = TILE + 2 * FRAME
-    line = 14
-    width = (neighbours.shape[1] + 1) * (size + GAP) + 3 * GAP
-    picture = Image.new("RGB", (width, len(queries) * (size + GAP + line) + GAP), "white")
-    draw = ImageDraw.Draw(picture)
-    for row, query in enumerate(queries):
-        top = GAP + row * (size + GAP + line)
-        draw.text((GAP, top), captions[row], fill="black")
-        picture.paste(_tile(source.read(int(query)), NEUTRAL), (GAP, top + line))
-        for place, neighbour in enumerate(neighbours[row]):
-            colour = NEUTRAL if relevant is None else RIGHT if relevant[row, place] else WRONG
-            left = 3 * GAP + (place + 1) * (size + GAP)
-            picture.paste(_tile(source.read(int(neighbour)), colour), (left, top + line))
-    with atomic_file(path) as file:
-        picture.save(file, format="PNG")

@@ -36,7 +36,8 @@ from engine.epoch import ShuffledEpoch
 from engine.loop import Run
 from engine.monitor import is_due, monitored_R
 from loss import reconstruction_loss
-from myautoencoder.features import dataset_features, norms_of, prepare_features
+from myautoencoder.features import dataset_features, prepare_features
+from myautoencoder.stage1 import norms_of
 from network import MultisourceAutoencoder
 from utils import (
     LARGEST_SIDE,

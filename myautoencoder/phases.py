@@ -18,7 +18,7 @@ from data_loader import ImageLoader
 from datasets.base import PairedDataset
 from engine.cli import Compute
 from engine.epoch import ShuffledEpoch
-from myautoencoder.features import FeatureExtractor, apply_network, hash_features
+from myautoencoder.features import FeatureExtractor, apply_network, calibrate, hash_features
 from network import Backbone, HashNetwork
 from utils import cosine_decay, epoch_seed, step_decay
 
@@ -103,6 +103,8 @@ def plan_phases(args: argparse.Namespace, backbone: Backbone, dataset: PairedDat
     """The head alone, where --head_epochs asks for it, then everything, unless told not to."""
     phases = []
     if args.head_epochs:
+        if backbone.needs_calibration:  # features that come from the cache would leave it as it is
+            calibrate(backbone, loader)
         extractor = FeatureExtractor(backbone, compute)
         seen = extractor.of_source(dataset.source1, dataset.file_label(0))
         source = FrozenFeatures(seen, dataset.train, compute)

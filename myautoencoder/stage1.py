@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,12 +16,8 @@ from engine.checkpoint import load_checkpoint
 from engine.cli import Compute
 from engine.distributed import from_first
 from loss import cluster_centres, latent_scale
-from myautoencoder.features import (
-    dataset_features,
-    feature_files_of,
-    norms_of,
-    prepare_features,
-)
+from myautoencoder.feature_files import feature_files_of
+from myautoencoder.features import dataset_features, prepare_features, row_norms
 from network import MultisourceAutoencoder
 from utils import InputError, rank, resolve_path
 
@@ -71,6 +68,12 @@ def training_features(args: argparse.Namespace, dataset: PairedDataset,
     norms = norms_of(arrays)
     arrays = prepare_features(arrays, dataset.train, settings, compute.device)
     return [torch.from_numpy(x[dataset.train]).to(compute.device) for x in arrays], norms
+
+
+def norms_of(features: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    """By name, the lengths of the rows of each source, (N, d): they tell other images."""
+    return {f"the images of source {number}, or their features,": row_norms(x)
+            for number, x in enumerate(features, 1)}
 
 
 def make_centres(autoencoder: MultisourceAutoencoder, features: Sequence[Tensor], alpha: float,

@@ -1,0 +1,139 @@
+"""CNNs by name, without their classifier, with weights that are downloaded or from a file.
+
+Another family of models is another function beside `_torchvision`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import socket
+import warnings
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from engine.checkpoint import load_state, load_tensors, reason_of
+from utils import InputError, resolve_path
+
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of googlenet and inception, for training only
+
+
+def pretrained_model(name: str, weights: str) -> nn.Module:
+    """A CNN that ends before its classifier.
+
+    Args:
+        name: any torchvision classification model.
+        weights: imagenet (downloaded once), none (random), or a state-dict file.
+    Returns:
+        images (B, 3, S, S) -> features (B, dim), in train mode on the CPU.
+    Raises:
+        InputError: unknown model, or weights that are missing, damaged or of another model.
+    """
+    model, classifier = _torchvision(name)
+    if weights != "none":
+        imagenet = weights == "imagenet"
+        state = _download(name) if imagenet else _read(resolve_path(weights), name)
+        problem = f"{weights} does not hold weights of {name}"
+        _fill(model, state, (classifier + ".", *AUXILIARY), problem)
+    parent, _, leaf = classifier.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, nn.Identity())
+    return model
+
+
+def _torchvision(name: str) -> tuple[nn.Module, str]:
+    """A model with random weights, and the name of its last layer, which gives the classes."""
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise InputError(f"{name} is no torchvision classification model: use alexnet, resnet50, "
+                         "mobilenet_v2 or another name of torchvision.models.list_models()")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # googlenet and inception announce a changed initialisation
+        model = torchvision.models.get_model(name, weights=None)
+    found = [path for path, layer in model.named_modules()  # auxiliary heads are defined earlier
+             if (isinstance(layer, nn.Linear) and layer.out_features == 1000)
+             or (isinstance(layer, nn.Conv2d) and layer.out_channels == 1000)]
+    return model, found[-1]
+
+
+def _download(name: str) -> dict[str, Tensor]:
+    choices = torchvision.models.get_model_weights(name)
+    chosen = getattr(choices, "IMAGENET1K_V1", None) or choices.DEFAULT  # V1 is what the paper had
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)  # else a silent server is waited for without end
+    try:
+        return chosen.get_state_dict(progress=True, check_hash=True)
+    except (OSError, http.client.HTTPException, RuntimeError) as error:
+        raise InputError(
+            f"ImageNet weights of {name} cannot be downloaded ({error}): fetch {chosen.url} "
+            "elsewhere and give the file to --weights or --feature_weights, or use none") from None
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _read(path: Path, name: str) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"no weights at {path}: expected imagenet, none, or a state-dict file of "
+                         f"{name}")
+    try:
+        state = load_tensors(path)
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        raise InputError(f"{path} is not a state-dict file that can be opened safely "
+                         f"({reason_of(error)})") from None
+    for wrapper in ("state_dict", "model"):  # what training scripts wrap it in
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not _is_state_dict(state):
+        raise InputError(f"{path} holds no state dict: expected names and tensors of {name}")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _is_state_dict(state: object) -> bool:
+    if not isinstance(state, dict) or not state:
+        return False
+    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], optional: tuple[str, ...], problem: str
+          ) -> None:
+    """Load `state`; only what begins as one of `optional` may be absent or differ; it is left."""
+    ours = model.state_dict()
+    wrong, found = [], {}
+    for key in sorted(ours.keys() | state.keys()):
+        if key.startswith(optional):
+            continue
+        fits = key in ours and key in state and ours[key].shape == state[key].shape
+        if not fits and not key.endswith("num_batches_tracked"):  # old files do not have them
+            wrong.append(key)
+        if key in ours and key in state:
+            found[key] = state[key]
+    if wrong:
+        raise InputError(f"{problem}: {len(wrong)} tensors are missing, unknown or of another "
+                         f"shape, first {wrong[0]}")
+    load_state(model, found, strict=False)
+
+
+def fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load the tensors of the checkpoint `path`, all of `network`.
+
+    Raises:
+        InputError: they do not fit or are not finite.
+    """
+    try:
+        load_state(network, state)
+    except Exception as error:  # torch raises many kinds for tensors of another kind
+        raise InputError(f"{path} does not fit its own settings ({reason_of(error)})") from None
+    if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+        raise InputError(f"{path} holds weights that are not finite: train again with a lower --lr")
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise InputError where torch.compile does not work for `device`."""
+    # Else it says that there is no CUDA runtime, where there need not be one.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    try:
+        torch.compile(torch.square)(torch.zeros(4, device=device))
+    except Exception as error:  # of many kinds; they do not all derive from one
+        raise InputError(f"--compile: torch cannot compile here ({reason_of(error)}): leave it "
+                         "out, or install a C++ compiler (CPU) or Triton (CUDA)") from None

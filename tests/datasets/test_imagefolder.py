@@ -1,0 +1,55 @@
+"""A folder or zip of class folders, one source."""
+
+import numpy as np
+
+from image_helpers import CLASSES, SCENES, complaint, hollow, load, noise, scenes, tree
+
+
+def folder(path, **settings):
+    return load(path.parent, data_name="folder", source1=str(path), **settings)
+
+
+def test_a_folder_of_class_folders_is_a_data_set_called_after_it(tmp_path):
+    tree(tmp_path / "Tiles of 2024", scenes(".png", kind="PNG"))
+    dataset = folder(tmp_path / "Tiles of 2024")
+    assert dataset.name == "Tiles of 2024" and dataset.file_label(0) == "Tiles-of-2024-images"
+    assert dataset.names == sorted(SCENES) and dataset.class_names == list(CLASSES)
+    assert dataset.source2 is None and dataset.source_names == ("images", "none")
+    assert dataset.describe().startswith("Tiles of 2024: images, no second source; ")
+    for row, name in enumerate(dataset.names):
+        assert np.array_equal(dataset.source1.read(row), noise(name + ".png", 8, 8, 3))
+    assert folder(tmp_path / "Tiles of 2024", source2="none").fingerprint == dataset.fingerprint
+
+
+def test_a_zip_is_as_good_as_the_folder_and_called_after_its_stem(tmp_path):
+    tree(tmp_path / "NWPU.v1", scenes())
+    tree(tmp_path / "a" / "NWPU.v1.zip", scenes(prefix="NWPU/images/"))
+    tree(tmp_path / "b" / "NWPU.v1", scenes(prefix="images/"))
+    plain = folder(tmp_path / "NWPU.v1")
+    for place in (tmp_path / "a" / "NWPU.v1.zip", tmp_path / "b" / ".." / "b" / "NWPU.v1"):
+        dataset = folder(place)
+        assert dataset.name == plain.name == "NWPU.v1"
+        assert dataset.names == plain.names and dataset.fingerprint == plain.fingerprint
+        assert np.array_equal(dataset.source1.read(7), plain.source1.read(7))
+
+
+def test_class_folders_at_different_depths_keep_their_whole_names(tmp_path):
+    tree(tmp_path / "one", hollow(f"{kind}/{number}" for kind in ("top/city", "top/land/wet")
+                                  for number in range(3)))
+    assert folder(tmp_path / "one").class_names == ["top/city", "top/land/wet"]
+
+
+def test_the_queries_are_a_tenth_of_the_smallest_class(tmp_path):
+    for kind, count in (("a", 30), ("b", 47)):
+        tree(tmp_path / "one", hollow(f"{kind}/{number}" for number in range(count)))
+    dataset = folder(tmp_path / "one")
+    assert np.bincount(dataset.labels[dataset.query]).tolist() == [3, 3]
+
+
+def test_what_a_folder_cannot_be_is_said(tmp_path):
+    complaint(lambda: load(tmp_path, data_name="folder"), "--source1 FOLDER")
+    complaint(lambda: folder(tmp_path / "nowhere"), "nowhere does not exist")
+    tree(tmp_path / "one", hollow(SCENES))
+    complaint(lambda: folder(tmp_path / "one", source2="x"), "--source2 x", "one source", "pairs")
+    tree(tmp_path / "single", hollow(["images/a", "images/b"]))
+    complaint(lambda: folder(tmp_path / "single"), "single has images of one class only")

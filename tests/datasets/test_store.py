@@ -1,0 +1,145 @@
+"""Stores: decoded once, the same in memory and on disk, whole or not there."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision import transforms
+
+from datasets.sources import Folder, ImageFiles
+from datasets.store import ImageStore, UnreadableImages
+from engine import cache
+from image_helpers import Arrays, as_pillow, load, picture, store_of, stored
+from utils import InputError
+
+
+def open_store(source, cache, image_size=32):
+    return ImageStore.open(source, "test", image_size, cache, 2)
+
+
+def test_store_keeps_small_images_as_they_are_and_pillow_shrinks_large_ones():
+    shapes = [(20, 30), (37, 37), (80, 60), (37, 90)]
+    images = [picture(seed, *shape) for seed, shape in enumerate(shapes)]
+    store = store_of(*images, image_size=32)
+    assert store.side == 37 and store.images.dtype == np.uint8
+    assert store.images.shape == (4, 3, 49, 90)
+    assert store.sizes.tolist() == [[20, 30], [37, 37], [49, 37], [37, 90]]
+    images[2] = np.asarray(transforms.Resize(37)(as_pillow(images[2])))
+    for kept, (height, width), image in zip(store.images, store.sizes, images, strict=True):
+        assert np.array_equal(kept[:, :height, :width].transpose(1, 2, 0), image)
+        assert kept[:, height:].sum() == kept[:, :, width:].sum() == 0
+
+
+def test_second_opening_maps_the_store_without_decoding(tmp_path):
+    source = Arrays([picture(seed, 40, 40 + seed) for seed in range(6)])
+    first = open_store(source, tmp_path)
+    assert source.reads == 6
+    again = open_store(source, tmp_path)
+    assert source.reads == 6 and isinstance(again.images, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        again.images[0, 0, 0, 0] = 1
+    assert np.array_equal(first.images, again.images) and np.array_equal(first.sizes, again.sizes)
+    assert first.key == again.key
+
+
+def test_store_in_memory_equals_store_on_disk(tmp_path):
+    source = Arrays([picture(seed, 40, 30 + seed) for seed in range(6)])
+    mapped, resident = open_store(source, tmp_path), open_store(source, None)
+    assert not isinstance(resident.images, np.memmap)
+    assert np.array_equal(mapped.images, resident.images)
+    assert np.array_equal(mapped.sizes, resident.sizes)
+    assert mapped.key == resident.key and mapped.side == resident.side
+
+
+def test_another_image_size_is_another_store(tmp_path):
+    source = Arrays([picture(0, 60, 60)])
+    assert open_store(source, tmp_path).key != open_store(source, tmp_path, image_size=48).key
+    assert source.reads == 2
+
+
+def test_changed_image_is_decoded_anew(tmp_path):
+    (tmp_path / "images").mkdir()
+
+    def opened():
+        for seed in range(2):
+            path = tmp_path / "images" / f"{seed}.png"
+            if not path.exists():
+                as_pillow(picture(seed, 20, 20)).save(path)
+        folder = Folder(tmp_path / "images")
+        return open_store(ImageFiles(folder, ["0.png", "1.png"]), tmp_path / "cache")
+
+    before = opened()
+    assert opened().key == before.key
+    as_pillow(picture(7, 20, 20)).save(tmp_path / "images" / "1.png")
+    after = opened()
+    assert after.key != before.key
+    assert np.array_equal(after.images[1].transpose(1, 2, 0), picture(7, 20, 20))
+    assert np.array_equal(after.images[0], before.images[0])
+
+
+def test_store_of_a_dataset_keeps_rows_and_names_together(eurosat):
+    dataset = load(eurosat, max_per_class=5)
+    store = stored(dataset)()
+    for row in range(len(dataset.names)):
+        assert np.array_equal(store.images[row].transpose(1, 2, 0), dataset.source1.read(row))
+    assert torch.from_numpy(store.sizes).unique().tolist() == [8]
+
+
+# ------------------------------------------------------------ images that cannot be read, and kills
+
+
+def left(folder):
+    """The files below a folder, but for the empty ones that processes lock."""
+    return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_images_that_cannot_be_read_are_counted_and_leave_no_file(tmp_path):
+    source = Arrays([picture(seed, 40, 40) for seed in range(9)], broken={1, 3, 4, 6, 8})
+    with pytest.raises(InputError) as caught:
+        open_store(source, tmp_path)
+    text = str(caught.value)
+    assert "5 of 9 images" in text and "scene 1 (image file is truncated); scene 3" in text
+    assert "scene 4" in text and "scene 6" in text and "scene 8" in text and "\n" not in text
+    assert [path.name[-10:] for path in left(tmp_path)] == [".sizes.npy"]
+    whole = Arrays(source.arrays)
+    assert len(open_store(whole, tmp_path)) == 9 and whole.reads == 9
+
+
+def test_images_whose_size_cannot_be_read_are_named_with_all_others(tmp_path, monkeypatch):
+    source = Arrays([picture(seed, 40, 40) for seed in range(9)], broken={2, 5})
+    monkeypatch.setattr(source, "size", lambda index: (1 / 0, 1) if index == 5 else (40, 40))
+    with pytest.raises(UnreadableImages, match=r"2 of 9 images .* scene 2 .*; scene 5 "):
+        open_store(source, tmp_path)
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(("level", "warned"), [(63, True), (64, False)])
+def test_dark_images_are_warned_of(capsys, level, warned):
+    store_of(np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), level, np.uint8))
+    assert ("brighter than 63 of 255" in capsys.readouterr().err) == warned
+
+
+def test_interrupted_decoding_leaves_no_store(tmp_path, monkeypatch):
+    source = Arrays([picture(seed, 40, 40) for seed in range(4)])
+    monkeypatch.setattr(source, "read", lambda index: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        open_store(source, tmp_path)
+    assert [path for path in left(tmp_path) if path.suffix == ".npy"
+            and not path.name.endswith(".sizes.npy")] == []
+
+
+def test_an_unreadable_image_before_a_kill_is_found_by_the_next_attempt(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache._Part, "SAVE_EVERY", -1.0)
+    source = Arrays([picture(seed, 40, 40) for seed in range(9)], broken={3})
+    read = source.read
+
+    def killed(index):
+        if index == 6:
+            raise KeyboardInterrupt
+        return read(index)
+
+    source.read = killed
+    with pytest.raises(KeyboardInterrupt):
+        open_store(source, tmp_path)
+    source.read = read
+    with pytest.raises(InputError, match="1 of 9 images cannot be read: scene 3"):
+        open_store(source, tmp_path)

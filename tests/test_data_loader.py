@@ -1,0 +1,174 @@
+"""The entrance to images: data sets by name, and their images in batches."""
+
+from argparse import Namespace
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+import data_loader
+from data_loader import (
+    DataConfig,
+    ImageLoader,
+    choose_R,
+    inherit_dataset,
+    load_dataset,
+    moved_places,
+)
+from datasets.transforms import Transform
+from engine.cli import Compute
+from image_helpers import (
+    SCENES,
+    Arrays,
+    batch_of,
+    complaint,
+    hollow,
+    load,
+    noise,
+    pairs,
+    picture,
+    scenes,
+    tree,
+)
+from utils import ROOT
+
+# ------------------------------------------------------------ data sets
+
+
+def test_unknown_data_name_lists_the_known_ones(tmp_path):
+    complaint(lambda: load(tmp_path, data_name="EuroSTAT"), "EuroSTAT",
+              "EuroSAT, DSRSID, UCMerced", "demo", "folder")
+
+
+@pytest.mark.parametrize(("data_name", "parts"), [
+    ("EuroSAT", ["EuroSAT_RGB.zip", "zenodo.org/records/7711810", "--data_dir"]),
+    ("UCMerced", ["UCMerced_LandUse.zip", "weegee.vision.ucmerced.edu", "--data_dir"]),
+    ("DSRSID", ["DSRSID.mat", "MUL", "PAN", "--data_dir"]),
+])
+def test_missing_dataset_says_what_to_get_and_where_to_put_it(tmp_path, data_name, parts):
+    complaint(lambda: load(tmp_path / "nowhere", data_name=data_name), str(tmp_path / "nowhere"),
+              *parts)
+
+
+def test_R_is_the_smallest_class_of_the_database(tmp_path):
+    for kind, count in (("a", 30), ("b", 21), ("c", 25)):
+        tree(tmp_path / "one", hollow(f"{kind}/{number}" for number in range(count)))
+    dataset = pairs(tmp_path)
+    assert np.bincount(dataset.labels[dataset.database]).tolist() == [28, 19, 23]
+    labels = dataset.labels[dataset.database]
+    assert choose_R(None, labels) == 19 and choose_R(70, labels) == 70
+    complaint(lambda: choose_R(71, labels), "71", "70")
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """The data set that docs/data.md adds, with its line in the table."""
+    text = (ROOT / "docs" / "data.md").read_text()
+    module = ModuleType("sen12")
+    exec(text.split("```python\n")[1].split("```")[0], module.__dict__)
+    monkeypatch.setitem(data_loader.MODULES, "SEN12", module)
+
+
+def test_a_new_data_set_is_one_file_and_one_line(tmp_path, example):
+    complaint(lambda: load(tmp_path, data_name="sen12"), "SEN12 was not found", "or name the")
+    names = [f"{kind}/{number}" for kind in "ab" for number in range(40)]
+    tree(tmp_path / "SEN12_optical.zip", scenes(".png", "deep/", names, "PNG"))
+    alone = load(tmp_path, data_name="sen12")
+    assert alone.name == "SEN12" and alone.class_names == ["a", "b"] and alone.source2 is None
+    complaint(lambda: load(tmp_path, data_name="sen12", source2="radar"), "radar was not found")
+    tree(tmp_path / "SEN12_radar", scenes(".tif", "", names, "TIFF"))
+    dataset = load(tmp_path, data_name="Sen12")
+    assert dataset.source_names == ("optical", "radar") and "256x256" in dataset.describe()
+    assert dataset.source2.channels == 1 and dataset.source2.size(0) == (256, 256)
+    for row, name in enumerate(dataset.names):
+        assert np.array_equal(dataset.source1.read(row), noise(f"{name}.png", 8, 8, 3))
+        assert np.array_equal(dataset.source2.read(row), noise(f"{name}.tif", 8, 8, 3)[..., :1])
+
+
+def test_the_file_of_a_data_set_says_how_many_queries_a_class_has(tmp_path, example, monkeypatch):
+    tree(tmp_path / "SEN12_optical", hollow(f"{kind}/{n}" for kind in "ab" for n in range(40)))
+    monkeypatch.setattr(data_loader.MODULES["SEN12"], "QUERIES_PER_CLASS", 3)
+    dataset = load(tmp_path, data_name="SEN12")
+    assert np.bincount(dataset.labels[dataset.query]).tolist() == [3, 3]
+    monkeypatch.delattr(data_loader.MODULES["SEN12"], "QUERIES_PER_CLASS")
+    dataset = load(tmp_path, data_name="SEN12")
+    assert np.bincount(dataset.labels[dataset.query]).tolist() == [4, 4]  # a tenth
+
+
+# ------------------------------------------------------------ checkpoints
+
+
+def flags(**given):
+    names = ("data_name", "data_dir", "source1", "source2", "split_dir", "max_per_class")
+    return Namespace(**{**dict.fromkeys(names), **given})
+
+
+@pytest.mark.parametrize("data_name", ["folder", "pairs"])
+def test_folders_of_ones_own_may_be_moved_and_what_is_in_them_may_not(tmp_path, data_name):
+    tree(tmp_path / "old", hollow(SCENES))
+    tree(tmp_path / "new", hollow(SCENES))
+    tree(tmp_path / "other", hollow(SCENES[1:]))
+    config = DataConfig(data_name, source1=str(tmp_path / "old"), source2="none")
+    content = {"data": config.as_dict(), "fingerprint": load_dataset(config).fingerprint}
+    dataset, moved = inherit_dataset(flags(source1=str(tmp_path / "new")), content)
+    assert dataset.source1.container.root == tmp_path / "new"
+    assert moved.source1 == str(tmp_path / "new") and "source1" in moved_places(config)
+    complaint(lambda: inherit_dataset(flags(source1=str(tmp_path / "other")), content),
+              "not those of the checkpoint")
+    complaint(lambda: inherit_dataset(flags(data_name="EuroSAT"), content), "contradicts")
+
+
+def test_sources_that_are_no_folders_are_not_places():
+    assert moved_places(DataConfig("EuroSAT")) == moved_places(DataConfig("demo")) == {"split_dir"}
+    assert moved_places(DataConfig("pairs")) == {"split_dir", "source1", "source2"}
+    assert moved_places(DataConfig("folder")) == {"split_dir", "source1"}
+
+
+# ------------------------------------------------------------ images in batches
+
+
+def compute(cache_dir=None):
+    return Compute(torch.device("cpu"), workers=2, cache_dir=cache_dir)
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_streaming_gives_the_batches_of_a_resident_store(tmp_path, place):
+    source = Arrays([picture(seed, 20 + seed, 30) for seed in range(11)])
+    how = compute(tmp_path if place == "disk" else None)
+    loaders = [ImageLoader(source, "test", 32, how, resident) for resident in (False, True)]
+    assert [loader.count for loader in loaders] == [11, 11]
+    order = torch.randperm(11, generator=torch.Generator().manual_seed(0))
+    for rows in (order.split(3), order.split(11), order[:1].split(1), ()):
+        streamed, resident = (list(loader.batches(iter(rows))) for loader in loaders)
+        assert len(streamed) == len(resident) == len(rows)
+        for batch, one, other in zip(rows, streamed, resident, strict=True):
+            assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+            for row, pixels, (height, width) in zip(batch.tolist(), *one, strict=True):
+                shown = pixels[:, :height, :width].permute(1, 2, 0)
+                assert np.array_equal(shown, source.arrays[row])
+
+
+def test_test_views_are_those_of_the_rows_asked_for():
+    source = Arrays([picture(seed, 40, 50) for seed in range(5)])
+    loader = ImageLoader(source, "test", 32, compute())
+    one, two = loader.test_views(torch.tensor([4, 0, 2]).split(2))
+    expected = Transform(32).test(*batch_of(loader.store))
+    assert loader.image_size == 32
+    assert torch.equal(torch.cat((one, two)), expected[[4, 0, 2]])
+
+
+def test_views_of_later_batches_and_of_shares_are_those_of_an_uninterrupted_epoch():
+    source = Arrays([picture(seed, 40, 50) for seed in range(11)])
+    loader, batches = ImageLoader(source, "test", 32, compute()), torch.arange(11).split(4)
+
+    def views(first, *shares):
+        generator = torch.Generator().manual_seed(0)
+        return list(loader.training_views(batches, shares, first, generator))
+
+    every = [slice(0, len(batch)) for batch in batches]
+    whole, rest, share = views(0, *every), views(1, *every), views(0, *[slice(1, 3)] * 3)
+    assert [len(view) for view in whole] == [4, 4, 3] and len(rest) == 2
+    assert all(map(torch.equal, whole[1:], rest))
+    assert all(torch.equal(view[1:3], part) for view, part in zip(whole, share, strict=True))
+    assert not torch.equal(whole[0], whole[1])
