@@ -3,10 +3,9 @@
     python -m benchmarks.pseudo_labels runs/autoencoder_*/autoencoder.pth --n_clusters 8 16 32 64
 
 For each autoencoder and number of clusters, a line of Markdown (docs/reproduction.md): mAP@R of the
-latents; of the soft assignments q of queries and database, both by Euclidean distance; and how
-sharp assignments and targets are, as the number of clusters among which a label is spread, exp of
-the mean entropy: 1 is a single label, n_clusters says nothing at all. Codes are trained to agree
-with these labels, so what is lost here no hash network can know. Labels are only measured with.
+latents; of the soft assignments q of queries and database, both by Euclidean distance; and among
+how many clusters labels and targets are spread (exp of the mean entropy): 1 is a single label,
+n_clusters says nothing at all. What is lost here no hash network can know.
 """
 
 from __future__ import annotations
@@ -38,18 +37,16 @@ def spread(labels: Tensor) -> float:
     return float(torch.special.entr(labels).sum(dim=1).mean().exp())
 
 
-def latents_of(path: Path, data_dir: str | None, compute: Compute
-               ) -> tuple[PairedDataset, Tensor]:
+def latents_of(path: Path, data_dir: str | None, compute: Compute) -> tuple[PairedDataset, Tensor]:
     """The images of an autoencoder and their latents (N, latent_dim).
 
     Raises:
         InputError: no labels; a file that is damaged, or of other images.
     """
     stage1 = load_checkpoint(path, "mrhash-autoencoder-1")
-    data, settings = dict(stage1["data"]), stage1["features"]
-    if data_dir:
-        data["data_dir"] = data_dir
-    dataset = load_dataset(DataConfig(**data))
+    settings = stage1["features"]
+    moved = {"data_dir": data_dir} if data_dir else {}
+    dataset = load_dataset(DataConfig(**{**stage1["data"], **moved}))
     if dataset.labels is None:
         raise InputError(f"the images of {path} have no labels, so there is nothing to measure")
     arrays, _ = dataset_features(dataset, settings, settings["feature_weights"], compute,
@@ -60,8 +57,8 @@ def latents_of(path: Path, data_dir: str | None, compute: Compute
     return dataset, autoencoder.encode_all(features).cpu()
 
 
-def lines_of(name: str, dataset: PairedDataset, latent: Tensor, numbers: Sequence[int], seed: int
-             ) -> Iterator[str]:
+def lines_of(name: str, dataset: PairedDataset, latent: Tensor, numbers: Sequence[int],
+             seed: int) -> Iterator[str]:
     """A line of the table for each number of clusters."""
     labels = dataset.labels[dataset.query], dataset.database_labels
     R = hamming.smallest_class(labels[1])
