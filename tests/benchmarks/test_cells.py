@@ -85,8 +85,9 @@ def test_a_finished_cell_of_other_settings_is_not_taken_for_this_one(tmp_path):
 
 
 def test_a_file_that_is_no_json_object_is_named(tmp_path):
-    for text, reason in (("[]", "no object"), ("{", "Expecting")):
-        (tmp_path / "results.json").write_text(text)
+    for raw, reason in ((b"[]", "no object"), (b'["x"]', "no object"), (b"", "Expecting"),
+                        (b'{"a": 1', "Expecting"), (b"\xff\xfe", ".*decode")):
+        (tmp_path / "results.json").write_bytes(raw)
         with pytest.raises(InputError, match=rf"results.json is damaged \({reason}.*its folder"):
             cells.read_json(tmp_path / "results.json")
 
