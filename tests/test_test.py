@@ -143,7 +143,7 @@ def test_figures_without_matplotlib_are_refused_before_the_work(trained, tmp_pat
     line = refused(capsys, "test.py", "--codes", trained[0] / "codes.npz", "--output_dir",
                    tmp_path / "o", "--figures", tmp_path / "figures")
     assert "--figures needs matplotlib" in line
-    assert not (tmp_path / "o" / "results.json").exists()
+    assert not (tmp_path / "o").exists()
 
 
 def test_the_similarity_matrix_comes_with_the_codes_of_its_rows_and_columns(
