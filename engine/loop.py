@@ -105,7 +105,7 @@ class Run:
             raise InputError(f"{self.folder.path} has come to {phase} {begun - 1} already, which "
                              f"a run of {count} cannot undo")
         self._begin()
-        self._phase = phase
+        self._phase = phase if count else self._phase
         for epoch in range(first, count):
             self._epoch, self._last_epoch = epoch, epoch == count - 1
             self.label = f"{phase} {epoch}/{count if last is None else last}"
