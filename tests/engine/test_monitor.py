@@ -32,7 +32,7 @@ def test_without_labels_nothing_is_measured():
 def test_choosing_by_the_labels_of_the_queries_is_warned_of_and_needs_them(capsys):
     assert monitored_R(flags("test_map"), LABELS) == 3
     assert "chooses the epoch by the labels of the test queries" in capsys.readouterr().err
-    with pytest.raises(InputError, match="--select test_map .* needs labels"):
+    with pytest.raises(InputError, match=r"--select test_map .* needs labels"):
         monitored_R(flags("test_map"), None)
     assert monitored_R(flags("loss"), LABELS) == 3
     assert capsys.readouterr().err == ""
