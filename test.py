@@ -181,6 +181,12 @@ def check_outputs(args: argparse.Namespace) -> Path:
     """
     if args.codes is not None and args.picture:
         raise InputError("--picture needs the images: use it with --pretrain_path")
+    if args.figures:
+        try:
+            import matplotlib  # noqa: F401 - said now, not after the work
+        except ImportError as error:
+            raise InputError(f"--figures needs matplotlib ({error}): pip install -r "
+                             "requirements.txt") from None
     for flag in ("output_dir", "figures", "save_codes", "picture"):
         path = getattr(args, flag) and resolve_path(getattr(args, flag))
         if not path:
@@ -191,12 +197,6 @@ def check_outputs(args: argparse.Namespace) -> Path:
             raise InputError(f"--{flag} {path} is {found}, expected {wanted}")
         if rank() == 0:
             check_writable(path if is_folder else path.parent, f"--{flag}")
-    if args.figures:
-        try:
-            import matplotlib  # noqa: F401 - said now, not after the work
-        except ImportError as error:
-            raise InputError(f"--figures needs matplotlib ({error}): pip install -r "
-                             "requirements.txt") from None
     path = resolve_path(args.pretrain_path if args.codes is None else args.codes)
     if args.output_dir:
         return resolve_path(args.output_dir)

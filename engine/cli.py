@@ -63,7 +63,8 @@ def number(kind: type, least: float, most: float = MOST) -> Callable[[str], floa
         value = kind(text)
         if not least <= value <= most:  # also false for nan
             what = "a whole number" if kind is int else "a number"
-            limits = f"of at least {least:g}" if most == MOST else f"from {least:g} to {most:g}"
+            open_ended = most == MOST and not value > most
+            limits = f"of at least {least:g}" if open_ended else f"from {least:g} to {most:g}"
             raise argparse.ArgumentTypeError(f"{text} is not {what} {limits}")
         return value
 

@@ -105,7 +105,7 @@ class Run:
                              "with --overwrite")
         if not self._phase:  # the first one
             self._begin()
-        self._phase = phase
+        self._phase = phase if count else self._phase
         for epoch in range(first, count):
             self._epoch, self._last_epoch = epoch, epoch == count - 1
             self.label = f"{phase} {epoch}/{count if last is None else last}"

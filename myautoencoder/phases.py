@@ -111,7 +111,8 @@ def plan_phases(args: argparse.Namespace, backbone: Backbone, dataset: PairedDat
         phases.append(Phase("head epoch", args.head_epochs, args.head_epochs, source, True))
     if args.compile:
         backbone.compile_for(compute.device)
-    if args.max_epoch is not None:
-        source = TrainingImages(loader, dataset.train, compute)
-        phases.append(Phase("epoch", args.max_epoch + 1, args.max_epoch, source, False))
+    # Of no epochs where there are to be none: a resumed run that has come to them says so.
+    count = 0 if args.max_epoch is None else args.max_epoch + 1
+    source = TrainingImages(loader, dataset.train, compute)
+    phases.append(Phase("epoch", count, count - 1, source, False))
     return phases
