@@ -27,7 +27,7 @@ from engine import cli
 from engine.checkpoint import load_checkpoint
 from engine.cli import ArgumentParser, Compute, number
 from engine.distributed import own_part, sum_over_ranks
-from engine.files import atomic_file, check_writable, write_json
+from engine.files import atomic_file, check_writable, write_json, writing
 from engine.monitor import choose_R
 from hamming.pictures import neighbour_picture, some_neighbours
 from myautoencoder.features import FeatureExtractor, apply_network, hash_features
@@ -75,8 +75,9 @@ def main() -> None:
             from hamming.figures import write_figures  # here, because matplotlib takes its time
 
             folder = resolve_path(args.figures)
-            write_figures(histograms, R, content["query_labels"], content.get("class_names"),
-                          folder)
+            with writing(folder):
+                write_figures(histograms, R, content["query_labels"], content.get("class_names"),
+                              folder)
             print(f"wrote the figures and their numbers to {folder}")
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import hamming
-from data_loader import ImageLoader, add_data_flags, inherit_dataset
+from data_loader import ImageLoader, add_data_flags, inherit_dataset, moved_places
 from datasets.base import DataConfig, PairedDataset
 from engine import cli
 from engine.checkpoint import LIMITS, content_of
@@ -50,7 +50,7 @@ def main() -> None:
     dataset, data = inherit_dataset(args, stage1[0])
     print(dataset.describe())
     R = monitored_R(args, dataset.database_labels)
-    run = open_run(args, dataset, R, content_of(stage1[0], autoencoder.state_dict()))
+    run = open_run(args, dataset, data, R, content_of(stage1[0], autoencoder.state_dict()))
     features, norms = training_features(args, dataset, stage1, compute)  # float32 (n, d) a source
     loader = ImageLoader(dataset.source1, dataset.file_label(0), args.image_size, compute)
 
@@ -138,12 +138,13 @@ def pseudo_labels(run: Run, model: MrHash, features: Sequence[Tensor], kind: str
 # ---------------------------------------------------------------- loop
 
 
-def open_run(args: argparse.Namespace, dataset: PairedDataset, R: int | None, pretrained: str
-             ) -> Run:
+def open_run(args: argparse.Namespace, dataset: PairedDataset, data: DataConfig, R: int | None,
+             pretrained: str) -> Run:
     """The run in --output_dir. `pretrained`: which autoencoder it begins with."""
     folder = args.output_dir or f"runs/mrhash_{dataset.name.lower()}_{args.hash_bit}bit"
     settings = {**vars(args), "R": R, "fingerprint": dataset.fingerprint, "pretrained": pretrained}
-    return Run(resolve_path(folder), "mrhash.pth", settings, args.resume, args.overwrite)
+    return Run(resolve_path(folder), "mrhash.pth", settings, args.resume, args.overwrite,
+               moved_places(data))
 
 
 def measure_codes(network: HashNetwork, source: TrainingImages | FrozenFeatures,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,9 @@ class Run:
     LOOK_EVERY = 50  # steps between two looks at a loss for which the device must be waited for
 
     def __init__(self, folder: Path, result: str, settings: dict[str, Any], resume: bool,
-                 overwrite: bool) -> None:
+                 overwrite: bool, places: Set[str] = frozenset()) -> None:
         """Enter the folder, as `RunFolder` does."""
-        self.folder = RunFolder(folder, result, settings, resume, overwrite)
+        self.folder = RunFolder(folder, result, settings, resume, overwrite, places)
         self.finished: dict[str, int] = {}  # by phase: how many epochs are done
         self.best: dict[str, Any] = dict(phase=None, score=-math.inf, epoch=None, model=None)
         self._state = self.folder.state  # of last.pth
@@ -100,9 +100,8 @@ class Run:
         first = self.finished.get(phase, 0)
         begun = first + (self._unfinished is not None and self._unfinished["phase"] == phase)
         if begun > count:
-            raise InputError(f"{self.folder.path} has come to {phase} {begun - 1} already, and the "
-                             f"last one is to be {count - 1}: ask for more epochs, or begin again "
-                             "with --overwrite")
+            raise InputError(f"{self.folder.path} has come to {phase} {begun - 1} already, more than "
+                             f"{count} in all: ask for more epochs, or begin again with --overwrite")
         if not self._phase:  # the first one
             self._begin()
         self._phase = phase if count else self._phase
@@ -207,7 +206,7 @@ class Run:
     def save_result(self, content: dict[str, Any]) -> None:
         """Write the result: `content`, and the epoch that is kept with its weights."""
         phase, epoch, weights = self.kept()
-        self.folder.save_result({**content, "phase": phase, "epoch": epoch, "model": weights})
+        self.folder.save_result(content | {"phase": phase, "epoch": epoch, "model": weights})
         print(f"wrote {self.folder.path / self.folder.result} ({phase} {epoch})")
 
     def warn_once(self, kind: str, text: str) -> None:

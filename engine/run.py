@@ -9,7 +9,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class RunFolder:
     """
 
     def __init__(self, folder: Path, result: str, settings: dict[str, Any], resume: bool,
-                 overwrite: bool) -> None:
+                 overwrite: bool, places: Set[str] = frozenset()) -> None:
         """Enter the folder; with `resume`, load last.pth and check that it had the same settings.
 
         Args:
@@ -48,11 +48,13 @@ class RunFolder:
             settings: plain values that describe the run.
             resume: go on with the run that lies there.
             overwrite: replace it.
+            places: settings that say where images lie: a resumed run may have other ones.
         Raises:
             InputError: another process works in the folder, it holds a run and neither flag says
                 what to do, the settings differ, or it cannot be written.
         """
         self.path, self.result, self.settings = folder, result, settings
+        self._harmless = HARMLESS | places
         self.state: dict[str, Any] | None = None  # of last.pth, where the run is resumed
         with first_rank_first():
             self._lock()
@@ -97,7 +99,7 @@ class RunFolder:
     def _compare(self, before: dict[str, Any]) -> None:
         """Raises InputError where settings that matter differ from those of last.pth."""
         differing = []
-        for key in sorted((before.keys() | self.settings.keys()) - HARMLESS):
+        for key in sorted((before.keys() | self.settings.keys()) - self._harmless):
             if key not in self.settings:
                 differing.append(f"{key} is not known any more")
             elif key not in before:

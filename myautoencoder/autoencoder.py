@@ -60,7 +60,7 @@ def main() -> None:
     print(dataset.describe())
     encoder = choose_encoder(args, dataset)
     R = monitored_R(args, dataset.database_labels)
-    run = open_run(args, dataset, encoder, R)
+    run = open_run(args, dataset, data, encoder, R)
     settings = feature_settings(args)
     compute = replace(compute, batch_size=min(args.batch_size, 128))  # 512 images are many
     arrays, content = dataset_features(dataset, settings, args.feature_weights, compute,
@@ -182,11 +182,13 @@ def choose_encoder(args: argparse.Namespace, dataset: PairedDataset) -> str:
     return args.encoder or ("unisource" if sources == 1 else "dual")
 
 
-def open_run(args: argparse.Namespace, dataset: PairedDataset, encoder: str, R: int | None) -> Run:
+def open_run(args: argparse.Namespace, dataset: PairedDataset, data: DataConfig, encoder: str,
+             R: int | None) -> Run:
     """The run in --output_dir."""
     folder = args.output_dir or f"runs/autoencoder_{dataset.name.lower()}"
     settings = {**vars(args), "encoder": encoder, "R": R, "fingerprint": dataset.fingerprint}
-    return Run(resolve_path(folder), "autoencoder.pth", settings, args.resume, args.overwrite)
+    return Run(resolve_path(folder), "autoencoder.pth", settings, args.resume, args.overwrite,
+               moved_places(data))
 
 
 def feature_settings(args: argparse.Namespace) -> dict[str, Any]:

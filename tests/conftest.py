@@ -19,32 +19,36 @@ def one_torch_thread():
 
 @pytest.fixture(autouse=True, scope="session")
 def power_stays_on():
-    """Waiting for the disk matters when the power fails, which no test can try: it only takes time here."""
+    """Waiting for the disk matters when power fails, which no test can try: it only takes time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """Images, autoencoder.pth, mrhash.pth, codes and results, made by the three scripts as processes."""
-    folder = tmp_path_factory.mktemp("end_to_end")
-    make_pairs(folder)
-    outputs = []
-    for command, cwd in (
-            (["autoencoder.py", *stage1_flags(folder), "--output_dir", folder / "ae"], ROOT / "myautoencoder"),
-            (["train.py", *stage2_flags(folder / "ae" / "autoencoder.pth"), "--output_dir", folder / "mr"], ROOT),
-            (["test.py", "--hash_bit", 12, "--pretrain_path", folder / "mr" / "mrhash.pth", "--save_codes",
-              folder / "codes.npz", "--picture", folder / "neighbours.png", *SMALL], ROOT)):
-        done = run_script(*command, cwd=cwd)
-        assert done.returncode == 0, done.stdout + done.stderr
-        outputs.append(done.stdout)
-    return folder, outputs
-
-
-@pytest.fixture(scope="session")
 def zygote():
+    """A process that starts scripts in no time."""
     started = Zygote()
     yield started
     started.process.stdin.close()
     started.process.wait()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, zygote):
+    """Images, autoencoder.pth, mrhash.pth, codes and results, made by the three scripts."""
+    folder = tmp_path_factory.mktemp("end_to_end")
+    make_pairs(folder)
+    done = run_script("autoencoder.py", *stage1_flags(folder), "--output_dir", folder / "ae",
+                      cwd=ROOT / "myautoencoder")
+    assert done.returncode == 0, done.stdout + done.stderr
+    outputs = [done.stdout]
+    train = ["train.py", *stage2_flags(folder / "ae" / "autoencoder.pth"),
+             "--output_dir", folder / "mr"]
+    test = ["test.py", "--hash_bit", 12, "--pretrain_path", folder / "mr" / "mrhash.pth",
+            "--save_codes", folder / "codes.npz", "--picture", folder / "neighbours.png", *SMALL]
+    for command in (train, test):
+        code, output = zygote.run(folder / "output.txt", *command)
+        assert code == 0, output
+        outputs.append(output)
+    return folder, outputs

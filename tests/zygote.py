@@ -1,7 +1,7 @@
-"""A process that has imported torch and forks itself for every command: a script starts in milliseconds, not seconds.
+"""A process that has imported torch and forks itself for every command: a script starts at once.
 
-That makes room for killing many of them. Commands come as JSON lines on stdin; the process id of each goes out, and
-its exit code (or minus the signal that ended it) when it is asked for.
+That makes room for killing many of them. Commands come as JSON lines on stdin; the process id of
+each goes out, and its exit code (or minus the signal that ended it) when it is asked for.
 """
 
 import json
@@ -10,6 +10,11 @@ import resource
 import runpy
 import signal
 import sys
+
+import hamming.figures  # noqa: F401 - all modules that the scripts need
+import hamming.pictures  # noqa: F401
+import myautoencoder.autoencoder  # noqa: F401
+import train  # noqa: F401
 
 os.fsync = lambda _: None  # as in conftest.py
 ANSWERS = os.fdopen(os.dup(1), "w")  # the standard output belongs to the scripts
@@ -24,9 +29,11 @@ def child(order):
     for stream in (1, 2):
         os.dup2(output, stream)
     if order["limit"] is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background leaves it ignored
-    exec(order["prepare"], {})  # a test's own line, to save more often than people need
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], hard))
+    # A shell in the background leaves it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    exec(order["prepare"], {})  # a test's own lines, to save more often than people need
     sys.argv = order["command"]
     code = 0
     try:
