@@ -11,7 +11,8 @@ import runpy
 import signal
 import sys
 
-import hamming.figures  # noqa: F401 - all modules that the scripts need
+# All modules that the scripts need:
+import hamming.figures
 import hamming.pictures  # noqa: F401
 import myautoencoder.autoencoder  # noqa: F401
 import train  # noqa: F401

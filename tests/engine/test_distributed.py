@@ -61,8 +61,8 @@ def test_alone_a_network_stays_what_it_is():
 
 def test_ranks_that_cannot_see_the_cache_say_so(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "rank", lambda: 1)
-    with pytest.raises(InputError, match="rank 1 does not find .*: name a --cache_dir that all "
-                                         "machines share"):
+    with pytest.raises(InputError, match=r"rank 1 does not find .*: name a --cache_dir that all "
+                                         r"machines share"):
         cache.open_cached(tmp_path / "features.npy", 3)
 
 
@@ -152,10 +152,10 @@ def stages(zygote, folder, images, number):
     # by its full length, to another model as good: not what is compared here.
     first, second = folder / "ae" / "autoencoder.pth", folder / "mr" / "mrhash.pth"
     commands = (
-        ["myautoencoder/autoencoder.py", *stage1_flags(images), *QUICK_FEATURES, "--epoch", 3,
+        ["myautoencoder/autoencoder.py", *stage1_flags(images), *QUICK_FEATURES, "--epoch", 2,
          "--lr", 1e-5, "--output_dir", folder / "ae"],
-        ["train.py", *stage2_flags(first), "--batch_norm", "frozen", "--lr", 1e-5, "--output_dir",
-         folder / "mr"],
+        ["train.py", *stage2_flags(first), "--batch_norm", "frozen", "--lr", 1e-5, "--max_epoch", 1,
+         "--output_dir", folder / "mr"],
         ["test.py", "--pretrain_path", second, "--save_codes", folder / "codes.npz", *SMALL])
     said = []
     for command in commands:
@@ -189,7 +189,7 @@ def test_the_three_scripts_on_two_ranks_end_as_on_one(trained, tmp_path, zygote)
     for part, keys in (("ae", {"loss", "latent_map"}),
                        ("mr", {"loss", "divergence", "reconstruction", "map"})):
         ours, alone = records(tmp_path / part), records(one / part)
-        assert len(ours) == len(alone) > 2
+        assert len(ours) == len(alone) > 1
         for here, there in zip(ours, alone, strict=True):
             assert here.keys() == there.keys()
             for key in keys & here.keys():
@@ -283,8 +283,13 @@ def test_a_killed_rank_ends_the_job_and_torchrun_restarts_it_where_it_was(flags,
                                       tmp_path / "whole")
     assert codes == [0, 0], outputs
     script = tmp_path / "killed.py"
-    start = 'import runpy\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name="__main__")'
-    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{KILLED}\n{start}\n")
+    script.write_text(f"""
+import runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+{KILLED}
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+""")
     done = torchrun(2, script, ROOT / "train.py", *flags, "--output_dir", tmp_path / "killed",
                     "--resume", restarts=1)
     assert done.returncode == 0, done.stderr

@@ -58,10 +58,9 @@ def test_what_the_system_says_becomes_a_sentence_with_advice():
 
 def test_a_lock_is_held_by_one_and_names_its_process(tmp_path):
     path = tmp_path / ".lock"
-    with lock(path, "taken"):
-        with pytest.raises(InputError, match=rf"taken \(process {os.getpid()} on "), \
-                lock(path, "taken"):
-            pass
+    named = rf"taken \(process {os.getpid()} on "
+    with lock(path, "taken"), pytest.raises(InputError, match=named), lock(path, "taken"):
+        pass
     with lock(path, "taken"):  # let go of
         pass
 
@@ -85,7 +84,7 @@ def test_a_folder_that_cannot_be_written_is_named_with_its_flag(tmp_path):
     check_writable(tmp_path / "a" / "b", "--flag")
     assert os.listdir(tmp_path / "a" / "b") == []
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="--flag .*file is a file, expected a folder"):
+    with pytest.raises(InputError, match=r"--flag .*file is a file, expected a folder"):
         check_writable(tmp_path / "file", "--flag")
     with pytest.raises(InputError, match="--flag /proc/none cannot be written"):
         check_writable(tmp_path.joinpath("/proc/none"), "--flag")

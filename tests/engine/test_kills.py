@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 import pytest
 import torch
 
+from helpers import ROOT
 from run_helpers import OFTEN, assert_whole, at_step, kill, wait_for
 
 # ------------------------------------------------------------ killed at any moment
@@ -18,7 +20,7 @@ from run_helpers import OFTEN, assert_whole, at_step, kill, wait_for
 
 def cut_to_pieces(script, kills):
     """Kill it at random moments and go on each time, until it is through: as if nothing was."""
-    moments = random.Random()  # any moment: a failure shows when it was  # noqa: S311
+    moments = random.Random()  # any moment: a failure shows when it was
     log, killed = [], 0
     while True:
         pid = script.start(prepare=OFTEN)
@@ -51,6 +53,14 @@ def test_a_stage_killed_at_random_moments_ends_as_if_nothing_was(stage, name):
 @pytest.mark.parametrize("name", ["autoencoder", "train", "train-once", "test"])
 def test_a_stage_killed_fifty_times_ends_as_if_nothing_was(stage, name):
     print(cut_to_pieces(stage(name), 50))
+
+
+def test_what_a_killed_run_left_half_written_goes(half_done, tmp_path, zygote):
+    (tmp_path / "run" / ".last.pth.abcdefgh.part").write_bytes(b"half of it")
+    code, text = zygote.run(tmp_path / "out.txt", "train.py", *half_done, "--resume")
+    assert code == 0, text
+    names = sorted(os.listdir(tmp_path / "run"))
+    assert names == [".lock", "config.json", "last.pth", "log.jsonl", "mrhash.pth"]
 
 
 # ------------------------------------------------------------ two processes
@@ -192,9 +202,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_state_before(stag
         script.assert_as_whole()
 
 
-def test_what_a_killed_run_left_half_written_goes(half_done, tmp_path, zygote):
-    (tmp_path / "run" / ".last.pth.abcdefgh.part").write_bytes(b"half of it")
-    code, text = zygote.run(tmp_path / "out.txt", "train.py", *half_done, "--resume")
-    assert code == 0, text
-    names = sorted(os.listdir(tmp_path / "run"))
-    assert names == [".lock", "config.json", "last.pth", "log.jsonl", "mrhash.pth"]
+# ------------------------------------------------------------ the page of promises
+
+
+def test_every_place_that_the_page_of_promises_names_is_there():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    named = set(re.findall(r"tests/[\w/.]*\w", page))
+    assert len(named) >= 6
+    assert not [place for place in named if not (ROOT / place).exists()]

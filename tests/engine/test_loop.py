@@ -11,7 +11,7 @@ from engine.epoch import ShuffledEpoch
 from engine.files import at_end
 from engine.loop import Run
 from hamming import CodeError
-from helpers import call, stage1_flags, stage2_flags
+from helpers import QUICK, call, stage1_flags, stage2_flags
 from run_helpers import everything, without_times
 from utils import InputError
 
@@ -167,7 +167,8 @@ def test_numbers_that_it_began_with_may_differ_by_what_another_device_rounds(tmp
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("unfinished", {"phase": "epoch", "step": 99}), ("unfinished", {}), ("finished", {"epoch": "x"}),
+    ("unfinished", {"phase": "epoch", "step": 99}), ("unfinished", {}),
+    ("finished", {"epoch": "x"}),
     ("unfinished", {"phase": "epoch", "step": 1, "sums": torch.zeros(7)}), ("optimizer", {}),
     ("model", {"1.weight": torch.zeros(4, 64)}), ("model", {}),
     ("best", {"phase": "epoch", "score": 0.0, "epoch": 0, "model": {"a": torch.ones(1)}})])
@@ -186,7 +187,7 @@ def test_saving_takes_no_more_than_a_fiftieth_of_the_time(tmp_path, monkeypatch)
     monkeypatch.undo()
     clock, saved = [0.0], []
     monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
-    run, model = opened(tmp_path)
+    run, _ = opened(tmp_path)
     save = run.folder.save
 
     def slow(state):
@@ -265,8 +266,9 @@ def test_a_loss_that_is_not_finite_is_noticed_at_the_latest_at_the_end(tmp_path,
     run, _ = opened(tmp_path)
     monkeypatch.setattr(Run, "LOOK_EVERY", every)
     monkeypatch.setattr(Run, "SAVE_EVERY", 1e9)
-    with pytest.raises(InputError, match=f"loss is not finite in epoch 0, batch {batch} of 6: begin "
-                                         "again with a lower --lr; nothing was saved before"):
+    said = (f"loss is not finite in epoch 0, batch {batch} of 6: begin again with a lower --lr; "
+            "nothing was saved before")
+    with pytest.raises(InputError, match=said):
         for _ in run.epochs("epoch", 1):
             meters = run.meters("loss")
             run.device = torch.device("meta")  # as a card, for which one has to wait
@@ -311,9 +313,9 @@ def test_warnings_of_a_kind_come_once(tmp_path, capsys):
 
 def test_empty_clusters_are_warned_of_once_and_constant_bits_are_counted(trained, tmp_path, capsys):
     code, out, error = call(
-        capsys, "train.py", *stage2_flags(trained[0] / "ae" / "autoencoder.pth"), "--n_clusters",
-        30, "--hash_bit", 64, "--lr", 0.3, "--multi_lr", 0, "--head_epochs", 3, "--max_epoch",
-        "none", "--output_dir", tmp_path)
+        capsys, "train.py", *stage2_flags(trained[0] / "ae" / "autoencoder.pth"), *QUICK,
+        "--n_clusters", 30, "--hash_bit", 64, "--lr", 0.3, "--multi_lr", 0, "--head_epochs", 3,
+        "--max_epoch", "none", "--output_dir", tmp_path)
     assert code == 0, error
     warning, = [line for line in error.splitlines() if line.startswith("warning:")]
     assert "of 30 clusters are empty" in warning and "lower --n_clusters" in warning

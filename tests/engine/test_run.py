@@ -101,7 +101,7 @@ def test_a_folder_of_the_other_script_is_left_alone(trained, tmp_path, capsys, m
 
 def test_a_last_pth_of_the_other_script_is_refused(tmp_path):
     begun(tmp_path, {}, result="mrhash.pth")
-    with pytest.raises(InputError, match="left by the run that makes 'mrhash.pth', not autoenc"):
+    with pytest.raises(InputError, match=r"makes 'mrhash\.pth', not autoencoder"):
         entered(tmp_path, {}, "autoencoder.pth", resume=True)
 
 
