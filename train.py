@@ -246,9 +246,6 @@ def add_method_flags(group: argparse._ArgumentGroup) -> None:
                        help="the divergence is averaged over batch and clusters (as published), or "
                             "over the batch alone: --n_clusters times heavier beside the "
                             "reconstruction")
-    group.add_argument("--lambda0", type=number(float, 0, 1e9), default=5.0,
-                       help="weight of the reconstruction errors; 0 lets the latent drift to the "
-                            "clusters")
     group.add_argument("--head_width", type=number(int, 0, LIMITS["head_width"][1]), default=0,
                        help="units of a hidden layer before the hash layer; 0 for none (as "
                             "published: AlexNet has its own); 512 helps a backbone that ends in "
@@ -269,6 +266,9 @@ def add_schedule_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--centres", choices=("trained", "fixed"), default="trained",
                        help="whether the cluster centres move (as published) or stay where k-means "
                             "put them")
+    group.add_argument("--lambda0", type=number(float, 0, 1e9), default=5.0,
+                       help="weight of the reconstruction errors; 0 lets the latent drift to the "
+                            "clusters")
     group.add_argument("--head_epochs", type=number(int, 0), default=0,
                        help="epochs before those of --max_epoch, with a frozen backbone that sees "
                             "each image once, so that they take seconds; the rate falls to 0 along "

@@ -11,13 +11,13 @@ import data_loader
 from data_loader import (
     DataConfig,
     ImageLoader,
-    choose_R,
     inherit_dataset,
     load_dataset,
     moved_places,
 )
 from datasets.transforms import Transform
 from engine.cli import Compute
+from engine.monitor import choose_R
 from image_helpers import (
     SCENES,
     Arrays,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_loader import choose_R
+from engine.monitor import choose_R
 from image_helpers import (
     CLASSES,
     PUBLISHED_COLUMN,
