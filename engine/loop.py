@@ -100,8 +100,8 @@ class Run:
         first = self.finished.get(phase, 0)
         begun = first + (self._unfinished is not None and self._unfinished["phase"] == phase)
         if begun > count:
-            raise InputError(f"{self.folder.path} has come to {phase} {begun - 1} already, more than "
-                             f"{count} in all: ask for more epochs, or begin again with --overwrite")
+            raise InputError(f"{self.folder.path} has come to {phase} {begun - 1} already, more "
+                             f"than {count} in all: ask for more, or begin again with --overwrite")
         if not self._phase:  # the first one
             self._begin()
         self._phase = phase if count else self._phase

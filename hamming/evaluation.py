@@ -25,7 +25,7 @@ TIES = ("expected", "stable", "min", "max")
 PRECISION_RANKS = (1, 10, 100)
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - others call it by this signature
     query_codes: Array, database_codes: Array, query_labels: Array, database_labels: Array,
     hash_bit: int, R: int | None = None, ties: str = "expected",
     device: str | torch.device = "cpu",
