@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torchvision
 
 import helpers
 from data_loader import DataConfig, ImageLoader, load_dataset
-from engine.cli import Compute
+from engine.cli import PRESETS, Compute, run
 from engine.loop import Run
 from helpers import QUICK, SMALL, call, read_results, script_module, stage1_flags
 from loss import label_spread, soft_assignment, target_distribution
@@ -30,10 +31,29 @@ from script_helpers import (
 
 CPU = Compute(torch.device("cpu"), batch_size=16, workers=1)
 HEAD_ALONE = ["--max_epoch", "none"]
+BOTH = ["--max_epoch", 1, "--targets", "once", "--select", "loss"]
 
 
 def train(capsys, trained, output, *flags):
     return done(capsys, "train.py", *quick_flags(trained), *HEAD, *flags, "--output_dir", output)[0]
+
+
+@pytest.fixture(scope="module")
+def folder_of(trained, tmp_path_factory):
+    """`folder_of(*flags)`: a run with a head that ended well, made once; not to be changed."""
+    made = {}
+
+    def run_of(*flags):
+        if flags not in made:
+            folder = tmp_path_factory.mktemp("run")
+            command = ["train.py", *quick_flags(trained), *HEAD, *flags, "--output_dir", folder]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("sys.argv", [str(word) for word in command])
+                assert run(script_module("train.py").main) == 0
+            made[flags] = folder
+        return made[flags]
+
+    return run_of
 
 
 def dataset_of(checkpoint):
@@ -43,21 +63,29 @@ def dataset_of(checkpoint):
 # ---------------------------------------------------------------- the head
 
 
-def test_the_head_learns_first_and_the_backbone_is_frozen(trained, tmp_path, capsys):
-    out = train(capsys, trained, tmp_path / "head", *HEAD_ALONE, "--eval_frequency", 1)
-    log = read_log(tmp_path / "head")
-    assert epochs_of(tmp_path / "head") == [("head epoch", epoch) for epoch in range(4)]
+def test_the_head_learns_first_and_the_backbone_is_frozen(folder_of, tmp_path, capsys):
+    head, both = folder_of(*HEAD_ALONE), folder_of("--max_epoch", 0)
+    assert epochs_of(head) == [("head epoch", epoch) for epoch in range(4)]
+    assert epochs_of(both) == [*epochs_of(head), ("epoch", 0)]
+    log = read_log(head)
     assert log[-1]["divergence"] < log[0]["divergence"]
-    assert "head epoch 3/4: loss " in out and "mrhash.pth (head epoch 3)" in out
-    head = load(tmp_path / "head" / "mrhash.pth")["model"]
-    train(capsys, trained, tmp_path / "both", "--max_epoch", 0)
-    both = load(tmp_path / "both" / "mrhash.pth")["model"]
-    assert epochs_of(tmp_path / "both")[3:] == [("head epoch", 3), ("epoch", 0)]
-    moved = [not torch.equal(head[name], both[name]) for name in head if "backbone" in name]
+    first, then = (load(folder / "mrhash.pth") for folder in (head, both))
+    assert (first["phase"], first["epoch"]) == ("head epoch", 3)
+    assert (then["phase"], then["epoch"]) == ("epoch", 0)
+    moved = [not torch.equal(first["model"][name], then["model"][name])
+             for name in first["model"] if "backbone" in name]
     assert any(moved)  # fine-tuned in epoch 0
     # What train.py says of the codes, of the features it kept, is what test.py finds in the images.
-    done(capsys, "test.py", "--pretrain_path", tmp_path / "head" / "mrhash.pth", *SMALL)
-    assert read_results(tmp_path / "head")["map"] == pytest.approx(log[-1]["map"])
+    done(capsys, "test.py", "--pretrain_path", head / "mrhash.pth", "--output_dir", tmp_path,
+         *SMALL)
+    assert read_results(tmp_path)["map"] == pytest.approx(log[-1]["map"])
+
+
+def test_the_lines_of_the_head_say_so(trained, tmp_path, capsys):
+    out = train(capsys, trained, tmp_path, "--max_epoch", 0)
+    lines = [line.split(":")[0] for line in out.splitlines() if "epoch" in line.split(":")[0]]
+    assert lines[:5] == [*(f"head epoch {epoch}/4" for epoch in range(4)), "epoch 0/0"]
+    assert f"wrote {tmp_path / 'mrhash.pth'} (epoch 0)" in out
 
 
 def test_the_rates_of_the_head_fall_along_a_cosine_and_then_start_anew(
@@ -77,27 +105,24 @@ def test_the_rates_of_the_head_fall_along_a_cosine_and_then_start_anew(
 @pytest.mark.parametrize("stop", [
     ("head epoch", 1), ("epoch", 0), pytest.param(("head epoch", 3), marks=pytest.mark.slow)])
 def test_a_run_stopped_in_or_after_the_head_ends_as_an_uninterrupted_one(
-        trained, tmp_path, capsys, monkeypatch, stop):
-    flags = ["--max_epoch", 1, "--targets", "once", "--select", "loss"]
-    train(capsys, trained, tmp_path / "whole", *flags)
-    finish = Run.finish_epoch
+        trained, folder_of, tmp_path, capsys, monkeypatch, stop):
+    whole, finish = folder_of(*BOTH), Run.finish_epoch
 
     def save_and_stop(self, *arguments):
         finish(self, *arguments)
         if (self._phase, self._epoch) == stop:
+            self._save()
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Run, "finish_epoch", save_and_stop)
-    monkeypatch.setattr(Run, "_wants_saving", lambda self: True)
-    code, _, _ = call(capsys, "train.py", *quick_flags(trained), *HEAD, *flags,
-                      "--output_dir", tmp_path / "cut")
-    assert code == 130 and epochs_of(tmp_path / "cut")[-1] == stop
+    code, _, _ = call(capsys, "train.py", *quick_flags(trained), *HEAD, *BOTH,
+                      "--output_dir", tmp_path)
+    assert code == 130 and epochs_of(tmp_path)[-1] == stop
     monkeypatch.undo()
-    out = train(capsys, trained, tmp_path / "cut", *flags, "--resume")
-    assert f"resuming {tmp_path / 'cut'} after {stop[0]} {stop[1]}\n" in out
-    assert (tmp_path / "cut" / "mrhash.pth").read_bytes() == (
-        tmp_path / "whole" / "mrhash.pth").read_bytes()
-    assert epochs_of(tmp_path / "cut") == epochs_of(tmp_path / "whole")
+    out = train(capsys, trained, tmp_path, *BOTH, "--resume")
+    assert f"resuming {tmp_path} after {stop[0]} {stop[1]}\n" in out
+    assert (tmp_path / "mrhash.pth").read_bytes() == (whole / "mrhash.pth").read_bytes()
+    assert epochs_of(tmp_path) == epochs_of(whole)
 
 
 def test_random_weights_are_calibrated_whatever_the_cache_knows(trained, tmp_path, capsys):
@@ -159,23 +184,22 @@ def test_the_best_epoch_is_one_of_the_last_phase(trained, tmp_path, capsys, monk
     assert (kept["phase"], kept["epoch"]) == ("head epoch", 1)
 
 
-def test_an_epoch_that_is_over_cannot_be_undone(trained, tmp_path, capsys):
-    train(capsys, trained, tmp_path, "--max_epoch", 1)
-    before = (tmp_path / "mrhash.pth").read_bytes()
-    flags = [*quick_flags(trained), *HEAD, "--output_dir", tmp_path, "--resume"]
+def test_an_epoch_that_is_over_cannot_be_undone(trained, folder_of, tmp_path, capsys):
+    shutil.copytree(folder_of(*BOTH), tmp_path / "run")
+    before = (tmp_path / "run" / "mrhash.pth").read_bytes()
+    flags = [*quick_flags(trained), *HEAD, *BOTH, "--output_dir", tmp_path / "run", "--resume"]
     line = refused(capsys, "train.py", *flags, "--max_epoch", 0)
     assert "has come to epoch 1 already, more than 1 in all" in line
     line = refused(capsys, "train.py", *flags, *HEAD_ALONE)
     assert "has come to epoch 1 already" in line
-    assert (tmp_path / "mrhash.pth").read_bytes() == before
+    assert (tmp_path / "run" / "mrhash.pth").read_bytes() == before
 
 
-def test_a_head_can_be_followed_by_fine_tuning_later(trained, tmp_path, capsys):
-    train(capsys, trained, tmp_path / "whole", "--max_epoch", 0)
-    train(capsys, trained, tmp_path / "later", *HEAD_ALONE)
+def test_a_head_can_be_followed_by_fine_tuning_later(trained, folder_of, tmp_path, capsys):
+    shutil.copytree(folder_of(*HEAD_ALONE), tmp_path / "later")
     train(capsys, trained, tmp_path / "later", "--max_epoch", 0, "--resume")
     assert (tmp_path / "later" / "mrhash.pth").read_bytes() == (
-        tmp_path / "whole" / "mrhash.pth").read_bytes()
+        folder_of("--max_epoch", 0) / "mrhash.pth").read_bytes()
 
 
 # ---------------------------------------------------------------- labels
@@ -236,8 +260,8 @@ def test_the_preset_runs_through_all_three_scripts_and_wins_over_labels_it_never
     assert (features["neighbours"], features["feature_norm"]) == (10, "unit")
 
     train = ["--preset", "best", "--pretrained_dp_path", tmp_path / "ae" / "autoencoder.pth",
-             "--hash_bit", 12, "--n_clusters", 6, "--batch_size", 16, *SMALL, "--cache_dir",
-             tmp_path / "cache"]
+             "--hash_bit", 12, "--n_clusters", 6, "--batch_size", 16, "--eval_frequency", 0,
+             *SMALL, "--cache_dir", tmp_path / "cache"]
     out, _ = done(capsys, "train.py", *train, "--output_dir", tmp_path / "mr")
     assert out.count("reusing features") == 3  # of the frozen network, also for the head
     config = json.loads((tmp_path / "mr" / "config.json").read_text())
@@ -261,7 +285,6 @@ def test_the_preset_runs_through_all_three_scripts_and_wins_over_labels_it_never
 
 
 def test_every_setting_of_the_presets_is_a_flag():
-    from engine.cli import PRESETS
     needed = {"autoencoder.py": [], "train.py": ["--pretrained_dp_path", "x"],
               "test.py": ["--pretrain_path", "x"]}
     for preset, scripts in PRESETS.items():

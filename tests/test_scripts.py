@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers import QUICK, SMALL, make_pairs, read_results, run_script, stage1_flags, stage2_flags
-from network import Backbone
+from network import Backbone, load_backbone
 from script_helpers import (
     AUTOENCODER,
     done,
@@ -216,3 +216,14 @@ def test_compile_is_refused_where_it_cannot(trained, tmp_path, capsys, monkeypat
     for name, flags, _ in commands(trained, tmp_path):
         assert ("--compile: torch cannot compile here (No working C++ compiler found): leave it "
                 "out") in refused(capsys, name, *flags, "--compile")
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_what_it_gave():
+    torch.manual_seed(0)
+    backbone, images = load_backbone("resnet18", "none", 32, "adapt"), torch.rand(6, 3, 32, 32)
+    expected = backbone.train()(images)
+    backbone.compile_for(torch.device("cpu"))
+    torch.testing.assert_close(backbone(images), expected, rtol=1e-3, atol=1e-4)
+    expected = backbone.eval()(images)  # and a batch of another size
+    torch.testing.assert_close(backbone(images[:4]), expected[:4], rtol=1e-3, atol=1e-4)

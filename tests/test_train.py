@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import SMALL, call, script_module, stage2_flags
+import hamming
+from helpers import SMALL, call, script_module
 from script_helpers import (
     done,
     epochs_of,
@@ -21,24 +22,29 @@ from script_helpers import (
 
 
 def test_a_run_cut_short_and_resumed_ends_with_the_same_file(trained, tmp_path, capsys):
-    flags = [*stage2_flags(stage1_of(trained)), "--output_dir", tmp_path]
+    flags = quick_flags(trained)
+    done(capsys, "train.py", *flags, "--output_dir", tmp_path / "whole")
+    flags += ["--output_dir", tmp_path / "cut"]
     done(capsys, "train.py", *flags, "--max_epoch", 0)
     line = refused(capsys, "train.py", *flags)
     assert "--resume" in line and "--overwrite" in line
     assert "lr was 0.001, now 0.5" in refused(capsys, "train.py", *flags, "--lr", 0.5, "--resume")
     out, _ = done(capsys, "train.py", *flags, "--resume")
-    assert f"resuming {tmp_path} after epoch 0\n" in out
-    whole = trained[0] / "mr" / "mrhash.pth"
-    assert (tmp_path / "mrhash.pth").read_bytes() == whole.read_bytes()
-    assert epochs_of(tmp_path) == [("epoch", 0), ("epoch", 1), ("epoch", 2)]
+    assert f"resuming {tmp_path / 'cut'} after epoch 0\n" in out
+    whole, cut = (tmp_path / name / "mrhash.pth" for name in ("whole", "cut"))
+    assert cut.read_bytes() == whole.read_bytes()
+    assert epochs_of(tmp_path / "cut") == [("epoch", 0), ("epoch", 1), ("epoch", 2)]
 
 
-def test_selection_by_test_map_warns_and_keeps_the_best_epoch(trained, tmp_path, capsys):
-    _, error = done(capsys, "train.py", *stage2_flags(stage1_of(trained)), "--select", "test_map",
+def test_selection_by_test_map_warns_and_keeps_the_best_epoch(trained, tmp_path, capsys,
+                                                              monkeypatch):
+    maps = iter([0.2, 0.6, 0.4])
+    monkeypatch.setattr(hamming, "evaluate", lambda *arguments, **named: {"map": next(maps)})
+    _, error = done(capsys, "train.py", *quick_flags(trained), "--select", "test_map",
                     "--eval_frequency", 1, "--output_dir", tmp_path)
     assert "labels of the test queries" in error
-    best = max(read_log(tmp_path), key=lambda record: record["map"])
-    assert load(tmp_path / "mrhash.pth")["epoch"] == best["epoch"]
+    assert [record["map"] for record in read_log(tmp_path)] == [0.2, 0.6, 0.4]
+    assert load(tmp_path / "mrhash.pth")["epoch"] == 1
 
 
 def test_selection_by_loss_keeps_the_epoch_of_least_loss(trained, tmp_path, capsys):
