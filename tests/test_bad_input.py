@@ -5,6 +5,7 @@ tests/myautoencoder/; flags are in the tests of their scripts.
 """
 
 import io
+import json
 import os
 import shutil
 import zipfile
@@ -18,6 +19,7 @@ from datasets import demo_scenes
 from datasets.store import ImageStore
 from engine.checkpoint import save_checkpoint
 from engine.cli import run
+from engine.files import lock
 from helpers import QUICK, SMALL, make_pairs, script_module, stage1_flags, stage2_flags
 from script_helpers import AUTOENCODER, done, load, quick_flags, refused
 from utils import InputError
@@ -35,6 +37,7 @@ def first_stage(folder):
 
 # ---------------------------------------------------------------- images that cannot be read
 
+COMPARE = "benchmarks/compare.py"
 BAD_SCENES = ("sea/03", "field/07", "town/11")
 
 
@@ -96,6 +99,27 @@ def test_the_split_without_bad_scenes_is_that_of_all_without_them(tmp_path):
         kept = [whole.names[row] for row in getattr(whole, part)]
         assert [skipped.names[row] for row in getattr(skipped, part)] == [
             name for name in kept if name not in BAD_SCENES]
+
+
+def test_a_table_goes_on_without_bad_scenes_too(some_bad, tmp_path, capsys):
+    folder, _ = some_bad
+    flags = ["--data_name", "pairs", "--source1", folder / "coarse", "--source2", folder / "fine",
+             "--backbone", "resnet18", "--weights", "none", "--methods", "float", "lsh",
+             "--hash_bit", 8, "--seeds", 1, "--cache_dir", folder / "cache", "--output_dir",
+             folder / "table"]
+    assert "images cannot be read" in refused(capsys, COMPARE, *flags)
+    _, error = done(capsys, COMPARE, *flags, "--skip_bad")
+    assert "3 of 42 scenes are left out" in error
+    table = json.loads((folder / "table" / "pairs" / "compare.json").read_text())
+    assert {cell["method"] for cell in table["cells"]} == {"float", "lsh"}
+
+
+def test_two_tables_are_not_made_in_one_folder(trained, tmp_path, capsys):
+    flags = ["--data_name", "pairs", "--source1", trained[0] / "coarse", "--methods", "float",
+             "--seeds", 1, "--weights", "none", "--output_dir", tmp_path / "table"]
+    (tmp_path / "table" / "pairs").mkdir(parents=True)
+    with lock(tmp_path / "table" / "pairs" / ".lock", "taken"):
+        assert "another table is made in" in refused(capsys, COMPARE, *flags)
 
 
 def test_skip_bad_changes_nothing_where_nothing_is_bad(trained, tmp_path, capsys):

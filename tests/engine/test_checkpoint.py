@@ -23,6 +23,18 @@ from network import MultisourceAutoencoder, rebuild_autoencoder, rebuild_hash_ne
 # ------------------------------------------------------------ content
 
 
+def test_a_checkpoint_does_not_tell_whether_equal_words_were_one_object(tmp_path):
+    word, same = "none", "".join(["no", "ne"])
+    assert word is not same
+    for name, second in (("a", word), ("b", same)):
+        content = {"x": word, "y": [second, {"none": (second, 1)}], "z": torch.ones(2)}
+        save_checkpoint(tmp_path / name, content)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    loaded = torch.load(tmp_path / "b", weights_only=True)
+    assert loaded["x"] == "none" and loaded["y"] == ["none", {"none": ("none", 1)}]
+    assert loaded["z"].tolist() == [1, 1]
+
+
 def test_which_autoencoder_it_is_depends_on_weights_and_features_and_not_on_places(trained):
     stage1 = torch.load(trained[0] / "ae" / "autoencoder.pth", weights_only=True)
     known = content_of(stage1, stage1["model"])
