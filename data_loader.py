@@ -1,7 +1,7 @@
 """The entrance to images: data sets by name, and their images in batches on the device.
 
 `load_dataset(DataConfig(...))` gives names, labels and the split; `ImageLoader` gives views of the
-images. Each data set is one file of `datasets/` and one line of MODULES.
+images. Each data set is one file of `datasets/`, imported here, and one line of MODULES.
 """
 
 from __future__ import annotations

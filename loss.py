@@ -48,7 +48,7 @@ def cluster_centres(latent: np.ndarray, n_clusters: int, starts: int = 20, seed:
     if distinct < n_clusters:
         raise InputError(f"{n_clusters} clusters need at least as many distinct latents, found "
                          f"{distinct}: lower --n_clusters or use more images")
-    best, least = None, np.inf
+    best, least_error = None, np.inf
     for start in range(starts):
         generator = np.random.default_rng([seed, start])
         guess, _ = kmeans2(points, n_clusters, iter=1, minit="++", missing="warn", rng=generator)
@@ -56,8 +56,8 @@ def cluster_centres(latent: np.ndarray, n_clusters: int, starts: int = 20, seed:
         if len(centres) < n_clusters:
             continue  # a cluster ran empty
         error = float(np.square(vq(points, centres)[1]).sum())
-        if error < least:
-            best, least = centres, error
+        if error < least_error:
+            best, least_error = centres, error
     if best is None:
         raise InputError(
             f"every k-means start lost a cluster: lower --n_clusters ({n_clusters})")
@@ -194,10 +194,10 @@ def multi_semantic_loss(target: Tensor, q_image: Tensor, q_feature: Tensor | Non
     Returns:
         loss, divergence, reconstruction error; scalars.
     """
-    # By hand: torch announces that its own "mean" will come to mean "batchmean".
+    # Not reduction="mean": torch warns that it will change its meaning.
     count = target.numel() if kl == "mean" else len(target)
-    least = torch.finfo(target.dtype).tiny  # a sharp kernel makes zeros of far centres
-    divergence = sum(F.kl_div(q.clamp_min(least).log(), target, reduction="sum") / count
+    tiny = torch.finfo(target.dtype).tiny  # a sharp kernel makes zeros of far centres
+    divergence = sum(F.kl_div(q.clamp_min(tiny).log(), target, reduction="sum") / count
                      for q in (q_image, q_feature) if q is not None)
     error = torch.zeros_like(divergence)
     for made, given in zip(reconstructions, features, strict=True):

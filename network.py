@@ -46,7 +46,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.model, self.name, self.image_size, self.dim = model, name, image_size, dim
         self.learnt, self.freeze_batch_norm = learnt, freeze_batch_norm
-        self.content = self.hash_weights()  # of the weights it began with
+        self.digest = self.weights_digest()  # of the weights it begins with
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, dim)."""
@@ -55,8 +55,8 @@ class Backbone(nn.Module):
             features = features[0]
         return features.flatten(1)
 
-    def hash_weights(self) -> str:
-        """Which weights these are now, for the key of cached features."""
+    def weights_digest(self) -> str:
+        """A hash of the weights as they are now, for the key of cached features."""
         parts = []
         for key, value in self.model.state_dict().items():
             parts += [key, value.cpu().numpy()]
@@ -296,5 +296,5 @@ def rebuild_hash_network(checkpoint: dict[str, Any], path: Path) -> HashNetwork:
     state = {key.removeprefix(prefix): value for key, value in checkpoint["model"].items()
              if key.startswith(prefix)}
     fill(hash_network, state, path)
-    backbone.content = backbone.hash_weights()
+    backbone.digest = backbone.weights_digest()
     return hash_network.eval()

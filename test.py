@@ -105,7 +105,7 @@ def hash_dataset(args: argparse.Namespace, compute: Compute
     # A backbone that stayed frozen in training has seen the images already.
     known = FeatureExtractor(hash_network.backbone, compute).cached(dataset.source1, label)
     if known is not None:
-        print("hashing the features that the backbone's weights are known to give")
+        print("the frozen backbone's features are in the cache: hashing those")
         hash_network.to(compute.device)
     else:
         loader = ImageLoader(dataset.source1, label, network["image_size"], compute,

@@ -5,7 +5,7 @@
 
 The latents of the autoencoder are clustered; the probability function of a latent and the centres
 gives each training image its pseudo multi-label. A CNN that sees the first source only learns codes
-that lead to the same multi-label, while autoencoder and centres go on learning. No label is used,
+that lead to the same multi-label, while autoencoder and centres go on learning No label is used,
 except to print mAP where there are some, and by --select test_map. The result is
 <output_dir>/mrhash.pth.
 """
@@ -45,17 +45,18 @@ def main() -> None:
     device = compute.device
 
     # ------------------------------------------------------------ data
-    stage1 = load_stage1(args)
-    autoencoder = rebuild_autoencoder(*stage1)
-    dataset, data = inherit_dataset(args, stage1[0])
+    stage1, path = load_stage1(args)
+    autoencoder = rebuild_autoencoder(stage1, path)
+    dataset, data = inherit_dataset(args, stage1)
     print(dataset.describe())
     R = monitored_R(args, dataset.database_labels)
-    run = open_run(args, dataset, data, R, content_of(stage1[0], autoencoder.state_dict()))
-    features, norms = training_features(args, dataset, stage1, compute)  # float32 (n, d) a source
+    run = open_run(args, dataset, data, R, content_of(stage1, autoencoder.state_dict()))
+    features, norms = training_features(args, dataset, (stage1, path), compute)
     loader = ImageLoader(dataset.source1, dataset.file_label(0), args.image_size, compute)
 
     # ------------------------------------------------------------ model
-    alpha = args.alpha or max(1.0, autoencoder.latent_dim - 1.0)
+    # None is --alpha auto.
+    alpha = max(1.0, autoencoder.latent_dim - 1.0) if args.alpha is None else args.alpha
     centres = make_centres(autoencoder.to(device), features, alpha, args)
     backbone = load_backbone(args.model_type, args.weights, args.image_size, args.batch_norm)
     phases = plan_phases(args, backbone, dataset, loader, compute)
@@ -66,10 +67,10 @@ def main() -> None:
     model = model.to(device, memory_format=torch.channels_last)
     # Fused: one pass over the weights a step, not ten.
     optimizer = torch.optim.Adam(model.parameter_groups(args.lr, args.multi_lr), fused=True)
-    run.attach(model, optimizer, {"the weights": backbone.content, **norms})
+    run.attach(model, optimizer, {"the weights": backbone.digest, **norms})
 
     # ------------------------------------------------------------ loop
-    learned = features if args.autoencoder == "trained" else []  # what the autoencoder learns from
+    reconstructed = features if args.autoencoder == "trained" else []  # none where it is fixed
     criterion = partial(multi_semantic_loss, lambda0=args.lambda0, kl=args.kl)
     make_target = partial(pseudo_labels, run, model, features, args.pseudo_labels)
     for phase in phases:
@@ -81,7 +82,8 @@ def main() -> None:
             target = run.remember("target", make_target, each_epoch=args.targets == "epoch")
             steps = ShuffledEpoch(len(dataset.train), args.batch_size,
                                   phase.seed(args.seed, epoch), device, phase.source.views)
-            stats = train_one_epoch(run, network, steps, learned, target, criterion, args.amp)
+            stats = train_one_epoch(run, network, steps, reconstructed, target, criterion,
+                                    args.amp)
             if R and is_due(epoch, phase.count, args.eval_frequency):
                 with run.evaluating():
                     stats |= measure_codes(hash_network, phase.source, dataset, R, args.T)
@@ -114,7 +116,7 @@ def train_one_epoch(run: Run, network: nn.Module, epoch: ShuffledEpoch, features
             _, q_image, q_feature, rebuilt = network(step.views, x)
         losses = criterion(target[step.rows], q_image, q_feature, rebuilt, x)
         run.optimizer.zero_grad(set_to_none=True)
-        (losses[0] * step.weight).backward()  # of ranks: their mean becomes that of the batch
+        (losses[0] * step.weight).backward()  # the weight is 1 where there is one process
         run.optimizer.step()
         meters.update(losses, step.count)
     return meters.averages()
@@ -167,7 +169,7 @@ def report(label: str, stats: dict[str, Any], R: int | None) -> None:
     if "map" in stats:
         line += f", mAP@{R} {stats['map']:.4f}"
         if stats["constant_bits"]:
-            line += f" ({stats['constant_bits']} bits are the same for all images)"
+            line += f" (constant bits: {stats['constant_bits']})"
     print(f"{line}, {stats['images_per_second']:.0f} images/s")
 
 
@@ -242,10 +244,6 @@ def add_method_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--pseudo_labels", choices=("multi", "single"), default="multi",
                        help="multi: the target distribution; single: one-hot, its largest entry "
                             "alone, to see what the many are worth")
-    group.add_argument("--kl", choices=("mean", "batchmean"), default="mean",
-                       help="the divergence is averaged over batch and clusters (as published), or "
-                            "over the batch alone: --n_clusters times heavier beside the "
-                            "reconstruction")
     group.add_argument("--head_width", type=number(int, 0, LIMITS["head_width"][1]), default=0,
                        help="units of a hidden layer before the hash layer; 0 for none (as "
                             "published: AlexNet has its own); 512 helps a backbone that ends in "
@@ -266,6 +264,10 @@ def add_schedule_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--centres", choices=("trained", "fixed"), default="trained",
                        help="whether the cluster centres move (as published) or stay where k-means "
                             "put them")
+    group.add_argument("--kl", choices=("mean", "batchmean"), default="mean",
+                       help="the divergence is averaged over batch and clusters (as published), or "
+                            "over the batch alone: --n_clusters times heavier beside the "
+                            "reconstruction")
     group.add_argument("--lambda0", type=number(float, 0, 1e9), default=5.0,
                        help="weight of the reconstruction errors; 0 lets the latent drift to the "
                             "clusters")

@@ -1,5 +1,4 @@
-"""The command line: errors as sentences, number types, flags that scripts share, presets.
-"""
+"""The command line: errors as sentences, number types, flags that scripts share, presets."""
 
 from __future__ import annotations
 
@@ -168,9 +167,9 @@ def parse_with_preset(parser: argparse.ArgumentParser, arguments: Sequence[str] 
     """Parse with --preset, whose values take the place of the defaults: a flag given wins."""
     parser.add_argument("--preset", choices=tuple(PRESETS),
                         help="published: every setting as in the authors' code "
-                             "(docs/reproduction.md); best: ours that rank best (docs/best.md). To "
-                             "be given to all three scripts; flags beside it win. Left out: the "
-                             "paper's method with our defaults")
+                             "(docs/reproduction.md), for all three scripts; best: ours that rank "
+                             "best (docs/best.md), for autoencoder.py and train.py. Flags beside "
+                             "it win. Left out: the paper's method with our defaults")
     args = parser.parse_args(arguments)
     if args.preset:
         parser.set_defaults(**PRESETS[args.preset][parser.prog])

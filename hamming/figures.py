@@ -94,7 +94,7 @@ def _write_classes(
     rows = sorted(sorted(rows, key=lambda row: row[3])[:MOST_BARS])
     figure, axes = _axes(6, 1.2 + 0.25 * len(rows),
                          f"AP@{R:,} of {shown}, {histograms.items.shape[1] - 1} bits",
-                         "expected AP; the line goes from the worst to the best order of ties", "")
+                         "expected AP; black: worst to best order of ties", "")
     middle, places = np.array([row[3] for row in rows]), range(len(rows))
     reach = np.abs(np.array([row[4:] for row in rows]).T - middle)
     axes.barh(places, middle, xerr=reach, color="tab:blue", alpha=0.7,

@@ -36,7 +36,7 @@ class Neighbours:
 
     def captions(self, names: Sequence[str]) -> list[str]:
         """A line for each query: its name, of the names (Q,) of all, and the distances."""
-        return [f"{names[query]}   distances {', '.join(map(str, row))} of {self.hash_bit} bits"
+        return [f"{names[query]}   distances: {', '.join(map(str, row))} of {self.hash_bit} bits"
                 for query, row in zip(self.queries, self.distances.tolist(), strict=True)]
 
 

@@ -133,7 +133,7 @@ class FeatureExtractor:
 
     def _path(self, source: ImageSource, label: str) -> Path:
         """Where the features lie, by what they are made of."""
-        name, content = self.backbone.name, self.backbone.content
+        name, content = self.backbone.name, self.backbone.digest
         # bfloat16 changes the values, and float32 on another kind of device only the last digits.
         key = sha256_of(FEATURE_VERSION, source.stamp, name, content, self.backbone.image_size,
                         self.compute.amp)[:16]
@@ -187,7 +187,7 @@ def dataset_features(dataset: PairedDataset, settings: dict[str, Any], weights: 
             raise InputError(f"the features of source {missing[0] + 1} come from a file in this "
                              "checkpoint, which does not say from which: it is damaged")
         backbone = _frozen_backbone(settings, weights)
-        contents.insert(0, backbone.content)
+        contents.insert(0, backbone.digest)
     # Of weights alone it is their own hash, as in the cache; a file of features adds its content.
     content = contents[0] if not features else sha256_of(*contents)[:16]
     if settings.get("content") not in (None, content):

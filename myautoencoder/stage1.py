@@ -19,7 +19,7 @@ from loss import cluster_centres, latent_scale
 from myautoencoder.feature_files import feature_files_of
 from myautoencoder.features import dataset_features, prepare_features, row_norms
 from network import MultisourceAutoencoder
-from utils import InputError, rank, resolve_path
+from utils import InputError, rank, resolve_path, warn
 
 
 def load_stage1(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
@@ -38,6 +38,10 @@ def load_stage1(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
         raise InputError(f"--latent_dim {args.latent_dim} contradicts {path}, whose latent has "
                          f"{width} values: leave the flag out")
     features = checkpoint["features"]
+    plain = features.get("feature_norm", "none") == "none" and not features.get("neighbours")
+    if args.preset == "best" and plain:
+        warn(f"{path} was made without --preset best (features neither normalised nor averaged "
+             "over neighbours), so codes will be worse than they could be")
     if args.weights is None:
         own = args.model_type in (None, features["feature_backbone"])
         known = args.feature_weights or features["feature_weights"]

@@ -41,10 +41,10 @@ def test_the_content_of_a_backbone_is_that_of_its_weights():
     parts = [part for key, value in model.state_dict().items() for part in (key, value.numpy())]
     torch.manual_seed(0)
     backbone = load_backbone("shufflenet_v2_x0_5", "none", 32)
-    assert backbone.content == sha256_of(*parts)[:16]
+    assert backbone.digest == sha256_of(*parts)[:16]
     with torch.no_grad():
         next(backbone.parameters()).add_(1)
-    assert backbone.content == sha256_of(*parts)[:16] != backbone.hash_weights()
+    assert backbone.digest == sha256_of(*parts)[:16] != backbone.weights_digest()
 
 
 def test_alexnet_gives_the_layer_before_the_classes():
@@ -277,7 +277,7 @@ def test_a_rebuilt_hash_network_gives_the_same_codes(tmp_path, name):
     rebuilt = rebuild_hash_network(checkpoint, tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(rebuilt(images), network(images))
-    assert rebuilt.backbone.content == network.backbone.content  # so that its features are found
+    assert rebuilt.backbone.digest == network.backbone.digest  # so that its features are found
     checkpoint["network"]["hash_bit"] = 13
     with pytest.raises(InputError, match="does not fit its own settings"):
         rebuild_hash_network(checkpoint, tmp_path)

@@ -184,7 +184,7 @@ def test_codes_of_a_frozen_backbone_are_made_from_cached_features(trained, tmp_p
     for name, flags in (("cached", cache), ("images", [])):
         out, _ = done(capsys, "test.py", "--pretrain_path", tmp_path / "head" / "mrhash.pth",
                       *SMALL, *flags, "--save_codes", tmp_path / f"{name}.npz")
-        assert ("features that the backbone's weights are known to give" in out) == (
+        assert ("the frozen backbone's features are in the cache" in out) == (
             name == "cached")
         made[name] = np.load(tmp_path / f"{name}.npz")
     for part in ("database_codes", "query_codes"):
@@ -193,7 +193,7 @@ def test_codes_of_a_frozen_backbone_are_made_from_cached_features(trained, tmp_p
     done(capsys, "train.py", *train, "--max_epoch", 0, "--output_dir", tmp_path / "both")
     out, _ = done(capsys, "test.py", "--pretrain_path", tmp_path / "both" / "mrhash.pth", *SMALL,
                   *cache)
-    assert "known to give" not in out
+    assert "in the cache" not in out
 
 
 # ---------------------------------------------------------------- what is refused

@@ -94,7 +94,7 @@ def test_bits_that_are_all_the_same_stand_in_the_line_of_the_epoch_and_in_the_lo
     out, error = done(capsys, "train.py", *quick_flags(trained), "--T", 2, "--output_dir",
                       tmp_path)
     lines = [line for line in out.splitlines() if line.startswith("epoch ")]
-    measured = [" (12 bits are the same for all images), " in line for line in lines]
+    measured = [" (constant bits: 12), " in line for line in lines]
     assert measured == [True, False, True] and "bits are the same" not in error
     log = read_log(tmp_path)
     assert [record.get("constant_bits") for record in log] == [12, None, 12]
@@ -109,8 +109,8 @@ def test_the_line_of_an_epoch(capsys):
     assert capsys.readouterr().out.splitlines() == [
         "epoch 3/50: loss 1.25000 (divergence 0.50000), 20 images/s",
         "head epoch 0/4: loss 1.25000 (divergence 0.50000), mAP@13 0.6250, 20 images/s",
-        "epoch 5/50: loss 1.25000 (divergence 0.50000), mAP@13 0.6250 (2 bits are the same for "
-        "all images), 20 images/s"]
+        "epoch 5/50: loss 1.25000 (divergence 0.50000), mAP@13 0.6250 (constant bits: 2), "
+        "20 images/s"]
 
 
 def test_the_map_of_the_last_epoch_is_that_of_test_py(trained):

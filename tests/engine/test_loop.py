@@ -113,7 +113,7 @@ def test_more_epochs_go_on_and_fewer_than_were_begun_are_refused(tmp_path):
     before = everything(tmp_path)
     run, model = opened(tmp_path, resume=True)
     with pytest.raises(InputError, match="has come to epoch 1 already, more than 1 in all: ask for "
-                                         "more epochs, or begin again with --overwrite"):
+                                         "more, or begin again with --overwrite"):
         train(run, model, {"epoch": 1})
     assert everything(tmp_path) == before
     at_end.close()
@@ -322,7 +322,7 @@ def test_empty_clusters_are_warned_of_once_and_constant_bits_are_counted(trained
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     counts = [record.get("constant_bits") for record in log]
     assert counts[1] is None and counts[0] is not None and counts[2] > 0  # where it is measured
-    assert f"({counts[2]} bits are the same for all images)" in out
+    assert f"(constant bits: {counts[2]})" in out
     code, _, error = call(capsys, "test.py", "--pretrain_path", tmp_path / "mrhash.pth",
                           "--cache_dir", "none")
     assert code == 0 and error.count("bits are the same for all images") == 1, error

@@ -53,7 +53,7 @@ def test_neighbours_of_queries_spread_over_the_list(multi):
     np.testing.assert_array_equal(found.relevant, np.take_along_axis(relevance[::2], order, 1))
     text = ", ".join(str(distances[2, row]) for row in order[1])
     caption = found.captions([f"{n}.png" for n in range(11)])[1]
-    assert caption == f"2.png   distances {text} of 12 bits"
+    assert caption == f"2.png   distances: {text} of 12 bits"
 
 
 def test_few_items_without_labels_are_shown_as_they_are():

@@ -134,7 +134,7 @@ def test_another_backbone_size_weights_precision_or_image_is_another_key(scenes,
 
 def test_the_key_is_the_one_that_older_caches_have(tmp_path):
     backbone = Backbone(torch.nn.Linear(2, 3), "linear", SIZE, 3, True, True)
-    backbone.content = "content"
+    backbone.digest = "content"
     backbone.forward = lambda images: images.mean(dim=(2, 3))
     source = Arrays([picture(0, 40, 40)], stamp="stamp")
     FeatureExtractor(backbone, computing(tmp_path)).of_source(source, "label")

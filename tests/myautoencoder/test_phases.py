@@ -130,5 +130,5 @@ def test_random_statistics_are_calibrated_whatever_the_cache_knows(dataset, tmp_
         backbone = load_backbone("shufflenet_v2_x0_5", "none", 32)
         args = Namespace(head_epochs=head_epochs, max_epoch=1, compile=False)
         plan_phases(args, backbone, dataset, loader, cached)
-        found.append(backbone.hash_weights())
-    assert found[0] == backbone.content != found[1] == found[2]
+        found.append(backbone.weights_digest())
+    assert found[0] == backbone.digest != found[1] == found[2]

@@ -54,6 +54,18 @@ def test_the_preset_best_takes_the_network_of_stage_1_where_no_flag_says_which(
     assert (args.model_type, args.weights, args.image_size) == expected
 
 
+@pytest.mark.parametrize(("preset", "features", "warned"), [
+    ("best", {}, True), ("best", {"feature_norm": "unit"}, False),
+    ("best", {"neighbours": 10}, False), ("published", {}, False)])
+def test_the_preset_best_on_a_stage_1_without_it_is_warned_of(
+        trained, tmp_path, capsys, preset, features, warned):
+    content = load(stage1_of(trained))
+    content["features"] |= features
+    save_checkpoint(tmp_path / "stage1.pth", content)
+    load_stage1(parse(tmp_path / "stage1.pth", "--preset", preset))
+    assert ("was made without --preset best" in capsys.readouterr().err) == warned
+
+
 @pytest.mark.parametrize("preset", [[], ["--preset", "published"]])
 def test_without_that_preset_the_network_is_the_published_one(known, preset):
     args = parse(known, *preset)
