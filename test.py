@@ -188,6 +188,7 @@ def check_outputs(args: argparse.Namespace) -> Path:
         except ImportError as error:
             raise InputError(f"--figures needs matplotlib ({error}): pip install -r "
                              "requirements.txt") from None
+    source = resolve_path(args.pretrain_path if args.codes is None else args.codes)
     for flag in ("output_dir", "figures", "save_codes", "picture"):
         path = getattr(args, flag) and resolve_path(getattr(args, flag))
         if not path:
@@ -196,13 +197,16 @@ def check_outputs(args: argparse.Namespace) -> Path:
         if path.exists() and path.is_dir() != is_folder:
             found, wanted = ("a file", "a folder") if is_folder else ("a folder", "a file")
             raise InputError(f"--{flag} {path} is {found}, expected {wanted}")
+        if not is_folder and path.exists() and (not path.is_file() or (
+                source.exists() and path.samefile(source))):
+            raise InputError(f"--{flag} {path} would replace what it is made from, or is no plain "
+                             "file: name another one")
         if rank() == 0:
             check_writable(path if is_folder else path.parent, f"--{flag}")
-    path = resolve_path(args.pretrain_path if args.codes is None else args.codes)
     if args.output_dir:
         return resolve_path(args.output_dir)
-    output_dir = path if path.is_dir() else path.parent
-    if rank() == 0 and path.exists():
+    output_dir = source if source.is_dir() else source.parent
+    if rank() == 0 and source.exists():
         check_writable(output_dir, "--output_dir")
     return output_dir
 

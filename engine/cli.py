@@ -15,6 +15,7 @@ import torch
 
 from engine.distributed import all_ranks
 from engine.files import at_end, sentence_of
+from engine.stopping import StopSignals
 from hamming import CodeError
 from utils import (
     InputError,
@@ -100,6 +101,8 @@ def run(main: Callable[[], None], resumable: bool = False, shared: bool = False)
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
+    if world_size() == 1:
+        StopSignals().install()
     try:
         if world_size() > 1 and not shared:
             raise InputError(f"{Path(sys.argv[0]).name} is one process: start it without torchrun")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,13 +45,13 @@ class Run:
         self.finished: dict[str, int] = {}  # by phase: how many epochs are done
         self.best: dict[str, Any] = dict(phase=None, score=-math.inf, epoch=None, model=None)
         self._state = self.folder.state  # of last.pth
-        self._unfinished: dict[str, Any] | None = None  # the epoch that last.pth stands in
+        self._unfinished: dict[str, Any] | None = None  # where last.pth stands inside an epoch
         self._remembered: dict[str, Tensor] = {}
-        self._began_with: dict[str, Any] = {}
         self._phase, self._epoch, self._step, self._steps = "", 0, 0, 0
         self._meters: Meters | None = None
         self._signals = StopSignals()
         self._warned: set[str] = set()
+        self._started: float | None = None
         self._saved, self._save_cost = time.monotonic(), 0.0
         if self._state is not None:
             self.finished, self._unfinished = self._state["finished"], self._state["unfinished"]
@@ -93,7 +94,7 @@ class Run:
         Args:
             phase: what its epochs are called, such as "head epoch".
             count: of epochs.
-            last: against what they are counted in messages (default: count).
+            last: what they are counted against in messages (default: count).
         Raises:
             InputError: the run that is resumed has come further already.
         """
@@ -102,10 +103,10 @@ class Run:
         if begun > count:
             raise InputError(f"{self.folder.path} has come to {phase} {begun - 1} already, more "
                              f"than {count} in all: ask for more, or begin again with --overwrite")
-        if not self._phase:  # the first one
-            self._begin()
         self._phase = phase if count else self._phase
         for epoch in range(first, count):
+            if self._started is None:
+                self._begin()  # not before: nothing is written where there is nothing to do
             self._epoch, self._last_epoch = epoch, epoch == count - 1
             self.label = f"{phase} {epoch}/{count if last is None else last}"
             yield epoch
@@ -133,8 +134,8 @@ class Run:
             share_buffers(self.model)
         finally:
             self._signals.deferred = False
-        rows = world_size() * (self._meters.rows - rows_before)
-        self._rate = rows / max(time.time() - started, 1e-9)
+        rows = float(sum_over_ranks(np.array(self._meters.rows - rows_before)))
+        self._rate = rows / max(time.time() - started, 1e-9)  # images a second
         if self._wants_saving() and self._signals.asked:
             self._save()
             self._signals.raise_if_asked()

@@ -31,6 +31,10 @@ HARMLESS = {"output_dir", "preset", "resume", "overwrite", "device", "workers", 
             "features1", "features2", "epoch", "max_epoch"}
 
 
+class AnotherScript(InputError):
+    """A folder holds the run of another script."""
+
+
 class RunFolder:
     """One output folder, locked until the script ends.
 
@@ -76,10 +80,12 @@ class RunFolder:
             if name != self.result and (self.path / name).exists():
                 raise InputError(f"{self.path} holds {name}, the result of another script: choose "
                                  "another --output_dir")
+        if last.exists() and overwrite:
+            self._check_script(last)
         if resume and last.exists():
             self.state = self._load(last)
             self._compare(self.state["settings"])
-        elif resume and done.exists():
+        elif resume and done.exists() and not overwrite:
             raise InputError(f"{self.path} holds a finished {self.result} and no last.pth to go on "
                              "from: add --overwrite to make it again, or choose another "
                              "--output_dir")
@@ -92,9 +98,18 @@ class RunFolder:
     def _load(self, path: Path) -> dict[str, Any]:
         state = load_checkpoint(path, STATE)
         if state["result"] != self.result:
-            raise InputError(f"{path} was left by the run that makes {state['result'][:40]!r}, not "
-                             f"{self.result}: choose another --output_dir")
+            raise AnotherScript(f"{path} was left by the run that makes {state['result'][:40]!r}, "
+                                f"not {self.result}: choose another --output_dir")
         return state
+
+    def _check_script(self, path: Path) -> None:
+        """What --overwrite replaces is a run of this script, or a last.pth that is damaged."""
+        try:
+            self._load(path)
+        except AnotherScript:
+            raise
+        except InputError:
+            pass
 
     def _compare(self, before: dict[str, Any]) -> None:
         """Raises InputError where settings that matter differ from those of last.pth."""

@@ -160,6 +160,7 @@ def ranked_ap(
     """
     relevance = as_array(relevance)
     require(relevance.ndim == 2, f"relevance has shape {relevance.shape}, expected (Q, R).")
+    require(relevance.dtype.kind in "biuf", f"relevance is {relevance.dtype}, expected numbers.")
     require(not strict or num_relevant is not None,
             "num_relevant is missing: strict AP divides by min(R, num_relevant).")
     relevance = relevance[:, : whole_number(R, "R")]
@@ -171,7 +172,10 @@ def ranked_ap(
         ap[start : start + size] = (hits / ranks * block).sum(axis=1)
     found = (relevance != 0).sum(axis=1)
     if strict:
-        found = np.minimum(len(ranks), as_array(num_relevant))
+        total = as_array(num_relevant)
+        require(total.dtype.kind in "iu" and total.shape == found.shape and (total >= found).all(),
+                "num_relevant has to be one whole number a query, no less than its hits.")
+        found = np.minimum(len(ranks), total)
     return ap / np.maximum(found, 1)
 
 

@@ -61,7 +61,7 @@ def main() -> None:
     encoder = choose_encoder(args, dataset)
     R = monitored_R(args, dataset.database_labels)
     run = open_run(args, dataset, data, encoder, R)
-    settings = feature_settings(args)
+    settings = feature_settings(args, dataset)
     compute = replace(compute, batch_size=min(args.batch_size, 128))  # 512 images are many
     arrays, content = dataset_features(dataset, settings, args.feature_weights, compute,
                                        settings["files"])
@@ -173,9 +173,14 @@ def load_images(args: argparse.Namespace) -> tuple[PairedDataset, DataConfig]:
     return dataset, data
 
 
+def count_sources(args: argparse.Namespace, dataset: PairedDataset) -> int:
+    """1 or 2; a file of features makes a second source, too."""
+    return 2 if args.features2 else len(dataset.sources)
+
+
 def choose_encoder(args: argparse.Namespace, dataset: PairedDataset) -> str:
     """dual where there are two sources, unless the flag says otherwise."""
-    sources = max(len(dataset.sources), 2 if args.features2 else 1)
+    sources = count_sources(args, dataset)
     if args.encoder == "dual" and sources == 1:
         raise InputError("--encoder dual needs a second source: name one with --source2, or use "
                          "--encoder unisource")
@@ -191,13 +196,13 @@ def open_run(args: argparse.Namespace, dataset: PairedDataset, data: DataConfig,
                moved_places(data))
 
 
-def feature_settings(args: argparse.Namespace) -> dict[str, Any]:
+def feature_settings(args: argparse.Namespace, dataset: PairedDataset) -> dict[str, Any]:
     """What says how features are made; the checkpoint keeps it, and train.py makes the same."""
     files = [args.features1, args.features2]
     settings = {"feature_backbone": args.feature_backbone, "feature_weights": args.feature_weights,
                 "image_size": args.image_size, "amp": args.amp, "files": files,
                 "feature_norm": args.feature_norm, "neighbours": args.neighbours}
-    if all(files):  # no backbone takes part
+    if all(files[:count_sources(args, dataset)]):  # no backbone takes part
         settings |= {"feature_backbone": None, "feature_weights": None}
     return settings
 

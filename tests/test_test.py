@@ -218,6 +218,9 @@ BAD = [
     (["--codes", "{codes}", "--figures", "{text}"], "is a file, expected a folder"),
     (["--codes", "{codes}", "--output_dir", "{text}"], "is a file, expected a folder"),
     (["--codes", "{codes}", "--save_codes", "{tmp}"], "is a folder, expected a file"),
+    (["--pretrain_path", "{mr}", "--save_codes", "{mr}"], "would replace what it is made from"),
+    (["--pretrain_path", "{mr}", "--picture", "{mr}"], "would replace what it is made from"),
+    (["--codes", "{codes}", "--save_codes", "/dev/null"], "is no plain file"),
 ]
 
 

@@ -123,6 +123,16 @@ def test_more_epochs_go_on_and_fewer_than_were_begun_are_refused(tmp_path):
     assert [record["epoch"] for record in without_times(tmp_path / "log.jsonl")] == [0, 1, 2, 3]
 
 
+def test_a_later_phase_that_is_refused_changes_nothing_either(tmp_path):
+    train(*opened(tmp_path), PHASES)
+    before = everything(tmp_path)
+    run, model = opened(tmp_path, resume=True)
+    run.folder.settings["max_epoch"] = 0
+    with pytest.raises(InputError, match="has come to epoch 1 already"):
+        train(run, model, {**PHASES, "epoch": 1})
+    assert everything(tmp_path) == before
+
+
 @pytest.mark.parametrize(("last", "code"), [(1, 0), (0, 2)])
 def test_the_scripts_say_so_before_anything_is_changed(half_done, tmp_path, capsys, last, code):
     before = everything(tmp_path / "run")  # within epoch 1

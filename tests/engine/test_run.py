@@ -99,10 +99,16 @@ def test_a_folder_of_the_other_script_is_left_alone(trained, tmp_path, capsys, m
         assert everything(tmp_path / result) == before
 
 
-def test_a_last_pth_of_the_other_script_is_refused(tmp_path):
+@pytest.mark.parametrize("more", [{"resume": True}, {"overwrite": True}])
+def test_a_last_pth_of_the_other_script_is_refused(tmp_path, more):
     begun(tmp_path, {}, result="mrhash.pth")
     with pytest.raises(InputError, match=r"makes 'mrhash\.pth', not autoencoder"):
-        entered(tmp_path, {}, "autoencoder.pth", resume=True)
+        entered(tmp_path, {}, "autoencoder.pth", **more)
+
+
+def test_a_last_pth_that_is_damaged_may_be_replaced(tmp_path):
+    (tmp_path / "last.pth").write_bytes(b"cut short")
+    entered(tmp_path, {}, "autoencoder.pth", overwrite=True)
 
 
 def test_a_rank_that_cannot_see_the_folder_says_so(tmp_path, monkeypatch):

@@ -55,7 +55,8 @@ hamming.evaluate = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)
     assert_goes_on(script, "in epoch 0, after batch 5")  # of 5: nothing is lost
 
 
-def test_a_signal_while_features_are_extracted_keeps_those_that_are_there(stage):
+@pytest.mark.parametrize(("name", "exit_code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_while_features_are_extracted_keeps_those_that_are_there(stage, name, exit_code):
     script = stage("autoencoder")
     code, text = script.run(f"""{OFTEN}
 import itertools, os, signal
@@ -63,10 +64,10 @@ calls, append = itertools.count(1), _Part.append
 def acting(self, rows):
     append(self, rows)
     if "features" in str(self.path) and next(calls) == 3:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.{name})
 _Part.append = acting
 """)
-    assert code == 130, text
+    assert code == exit_code, text
     assert text.splitlines()[-1].startswith("interrupted; the same command with --resume"), text
     code, text = script.run()
     assert code == 0 and ".npy goes on after 24 of 42 rows" in text, text  # batches of 8

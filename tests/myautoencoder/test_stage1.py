@@ -1,6 +1,7 @@
 """What stage 2 takes from stage 1, also where its features were files of others."""
 
 import pickle
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -231,6 +232,14 @@ def test_train_takes_the_same_files_or_the_same_content_elsewhere_and_no_other(
     line = refused(capsys, "train.py", *stage2(from_files), "--features1", lists / "source2.pkl",
                    "--output_dir", tmp_path / "mr3")
     assert "not the content that the autoencoder was trained on" in line
+
+
+def test_one_file_of_features_for_the_only_source_names_no_backbone_either():
+    module = script_module(AUTOENCODER)
+    args = module.parse_arguments(["--features1", "one.npz"])
+    alone, pair = Namespace(sources=[1]), Namespace(sources=[1, 2])
+    assert module.feature_settings(args, alone)["feature_backbone"] is None
+    assert module.feature_settings(args, pair)["feature_backbone"] == "resnet50"
 
 
 def test_the_preset_best_on_feature_files_asks_for_a_network(trained, from_files, tmp_path, capsys):
