@@ -42,6 +42,7 @@ def all_ranks() -> Iterator[None]:
         # Ranks may wait long for the first one to decode images; one that died ends the job.
         distributed.init_process_group("gloo", store=store, rank=number, world_size=total,
                                        timeout=timedelta(days=1))
+        distributed.barrier()  # who fails at once would leave others that are not connected yet
     try:
         with open(os.devnull, "w") as nowhere, _sentence_for_lost_rank():
             with contextlib.redirect_stdout(nowhere) if rank() else contextlib.nullcontext():

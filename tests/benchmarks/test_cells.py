@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import pytest
 
@@ -61,6 +62,7 @@ def test_after_ctrl_c_no_cell_is_begun_and_what_is_done_is_known(tmp_path, monke
 
     def work(name):
         begun.append(name)
+        time.sleep(0.01)
         return {"map": 1.0}
 
     def stop(text):

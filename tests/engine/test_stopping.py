@@ -1,6 +1,5 @@
 """Ctrl-C and SIGTERM: the step in hand is saved, and the same command goes on to the same files."""
 
-import os
 import signal
 
 import pytest
@@ -99,20 +98,20 @@ def signals():
 
 def test_a_first_signal_waits_only_where_it_is_deferred(signals, capsys):
     with pytest.raises(stopping.Stopped) as stopped:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
     assert stopped.value.number == signal.SIGTERM
     signals.raise_if_asked()  # nobody is to be asked again
     signals.deferred = True
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
     assert signals.asked == signal.SIGINT and "once more stops at once" in capsys.readouterr().err
     with pytest.raises(stopping.Stopped) as stopped:
         signals.raise_if_asked()
     assert stopped.value.number == signal.SIGINT
     with pytest.raises(stopping.Stopped):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_of_several_ranks_none_stops_before_they_agree(signals, monkeypatch):
     monkeypatch.setattr(stopping, "world_size", lambda: 2)
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
     assert signals.asked == signal.SIGTERM
