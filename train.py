@@ -114,6 +114,7 @@ def train_one_epoch(run: Run, network: nn.Module, epoch: ShuffledEpoch, features
         x = [source[step.rows] for source in features]
         with autocast(target.device, amp):
             _, q_image, q_feature, rebuilt = network(step.views, x)
+        rebuilt = [y.float() for y in rebuilt]
         losses = criterion(target[step.rows], q_image, q_feature, rebuilt, x)
         run.optimizer.zero_grad(set_to_none=True)
         (losses[0] * step.weight).backward()  # the weight is 1 where there is one process

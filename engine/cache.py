@@ -159,18 +159,19 @@ class _Part:
         assert self.done == self.shape[0], f"{self.done} rows of {self.shape[0]}"
         self._sync()
         self._file.close()
+        self._tidy(keep=self.part)  # before: once the file stands there, nobody tidies up
         rename(self.part, self.path)
-        self._tidy()
 
     def discard(self) -> None:
         """It came out wrong: nothing of it stays."""
         self.close()
         self._tidy()
 
-    def _tidy(self) -> None:
+    def _tidy(self, keep: Path | None = None) -> None:
         """Remove part and note, and what a killed process left of writing the note."""
         for stale in self.path.parent.glob(f".{self.path.name}.*part"):
-            stale.unlink(missing_ok=True)
+            if stale != keep:
+                stale.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let go of the file; what was counted stays for the next attempt."""

@@ -133,8 +133,7 @@ class RunFolder:
         """
         if rank():
             return 0.0
-        for stale in self.path.glob(".*.part"):  # of a killed run: no other one is in here
-            stale.unlink(missing_ok=True)
+        self._tidy()
         write_json(self.path / "config.json", {**self.settings, "environment": environment()})
         log = self.path / "log.jsonl"
         kept = read_log(log)[:epochs] if self.state is not None and log.exists() else []
@@ -145,6 +144,11 @@ class RunFolder:
             for record in kept:
                 file.write((json.dumps(record) + "\n").encode())
         return max((record["seconds"] for record in kept), default=0.0)
+
+    def _tidy(self) -> None:
+        """Remove what a killed run had begun to write: no other one is in here."""
+        for stale in self.path.glob(".*.part"):
+            stale.unlink(missing_ok=True)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one JSON object to log.jsonl."""
@@ -179,6 +183,7 @@ class RunFolder:
     def save_result(self, content: dict[str, Any]) -> None:
         """Write the result of the finished run."""
         if rank() == 0:
+            self._tidy()
             save_checkpoint(self.path / self.result, content)
 
 

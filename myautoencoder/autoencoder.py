@@ -118,7 +118,7 @@ def train_one_epoch(run: Run, network: nn.Module, epoch: ShuffledEpoch, features
         x = [source[step.rows] for source in features]
         with autocast(step.rows.device, amp):
             _, rebuilt = network(x)
-        loss = reconstruction_loss(rebuilt, x, lambda1)
+        loss = reconstruction_loss([y.float() for y in rebuilt], x, lambda1)
         run.optimizer.zero_grad(set_to_none=True)
         (loss * step.weight).backward()  # of ranks: their mean becomes that of the batch
         run.optimizer.step()
