@@ -278,6 +278,7 @@ def flags(trained, tmp_path_factory):
             "--max_epoch", 1, "--cache_dir", cache_dir]
 
 
+@pytest.mark.slow  # five new processes that import torch
 def test_a_killed_rank_ends_the_job_and_torchrun_restarts_it_where_it_was(flags, tmp_path, zygote):
     codes, outputs = zygote.run_ranks(tmp_path / "out", 2, "train.py", *flags, "--output_dir",
                                       tmp_path / "whole")
