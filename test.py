@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 
 import hamming
-from data_loader import ImageLoader, add_data_flags, inherit_dataset
+from data_loader import MODULES, ImageLoader, inherit_dataset
 from datasets.base import PairedDataset
 from engine import cli
 from engine.checkpoint import load_checkpoint
 from engine.cli import ArgumentParser, Compute, number
+from engine.data_flags import add_data_flags
 from engine.distributed import own_part, sum_over_ranks
 from engine.files import atomic_file, check_writable, write_json, writing
 from engine.monitor import choose_R
@@ -245,7 +246,7 @@ def draw_neighbours(content: dict[str, Any], dataset: PairedDataset, path: Path)
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(prog="test.py", description=__doc__.splitlines()[0])
-    add_data_flags(parser, inherited=True)
+    add_data_flags(parser, MODULES, inherited=True)
     add_method_flags(parser.add_argument_group("method"))
     add_output_flags(parser.add_argument_group("output"))
     cli.add_run_flags(parser, batch_size=128)

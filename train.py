@@ -23,11 +23,12 @@ import torch
 from torch import Tensor, nn
 
 import hamming
-from data_loader import ImageLoader, add_data_flags, inherit_dataset, moved_places
+from data_loader import MODULES, ImageLoader, inherit_dataset, moved_places
 from datasets.base import DataConfig, PairedDataset
 from engine import cli
 from engine.checkpoint import LIMITS, content_of
 from engine.cli import ArgumentParser, number, number_or
+from engine.data_flags import add_data_flags
 from engine.distributed import wrap_for_ranks
 from engine.epoch import ShuffledEpoch
 from engine.loop import Run
@@ -194,7 +195,7 @@ def checkpoint_of(args: argparse.Namespace, dataset: PairedDataset, data: DataCo
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(prog="train.py", description=__doc__.splitlines()[0])
-    add_data_flags(parser, inherited=True)
+    add_data_flags(parser, MODULES, inherited=True)
     add_method_flags(parser.add_argument_group("method"))
     add_schedule_flags(parser.add_argument_group("training"))
     cli.add_run_flags(parser, batch_size=128)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from datasets.base import DataConfig, Scenes, find, find_or_say, reject_source1, scenes_of_files
-from datasets.sources import RGB, Decoder, geotiff_size, read_geotiff
+from datasets.rasters import geotiff_size, read_geotiff
+from datasets.sources import RGB, Decoder
 from utils import InputError, resolve_path
 
 URL = "https://zenodo.org/records/7711810"

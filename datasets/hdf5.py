@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from datasets.sources import MOST_BYTES, ImageSource, check_shape, require
+from datasets.containers import MOST_BYTES
+from datasets.pixels import check_shape
+from datasets.rasters import require
+from datasets.sources import ImageSource
 from utils import InputError, sha256_of
 
 

@@ -6,7 +6,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from datasets.base import DataConfig, Scenes, class_labels, scenes_of_files
+from datasets.base import DataConfig, Scenes, scenes_of_files
+from datasets.names import class_labels
 from datasets.sources import RGB
 from utils import InputError, resolve_path
 

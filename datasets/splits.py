@@ -7,8 +7,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from datasets.base import DataConfig, Scenes, scene_key
-from datasets.sources import IMAGE_SUFFIXES
+from datasets.base import DataConfig, Scenes
+from datasets.containers import IMAGE_SUFFIXES
+from datasets.names import scene_key
 from utils import InputError, first_few, warn
 
 SPLIT_FILES = {"train": "train.txt", "database": "database.txt", "query": "test.txt"}

@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from datasets.base import DataConfig, Scenes, find_or_say, ms_and_pan, scenes_of_files
-from datasets.sources import Decoder, open_rgb
+from datasets.pixels import open_rgb
+from datasets.sources import Decoder
 
 URL = "http://weegee.vision.ucmerced.edu/datasets/landuse.html"
 FILES = ("UCMerced_LandUse.zip", "UCMerced_LandUse")

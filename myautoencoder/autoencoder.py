@@ -26,11 +26,12 @@ import torch
 from torch import Tensor, nn
 
 import hamming
-from data_loader import DATASETS, add_data_flags, load_dataset, load_readable, moved_places
+from data_loader import DATASETS, MODULES, load_dataset, load_readable, moved_places
 from datasets.base import DataConfig, PairedDataset
 from engine import cli
 from engine.checkpoint import LIMITS
 from engine.cli import ArgumentParser, number
+from engine.data_flags import add_data_flags
 from engine.distributed import wrap_for_ranks
 from engine.epoch import ShuffledEpoch
 from engine.loop import Run
@@ -235,7 +236,7 @@ def checkpoint_of(args: argparse.Namespace, features: dict[str, Any], dataset: P
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(prog="autoencoder.py", description=__doc__.splitlines()[0])
-    add_data_flags(parser, inherited=False).add_argument(
+    add_data_flags(parser, MODULES, inherited=False).add_argument(
         "--skip_bad", action="store_true",
         help="leave out scenes of which an image cannot be read, instead of ending with their "
              "names; it reads all images once more. The checkpoint knows them: train.py and "

@@ -44,9 +44,10 @@ def add_measuring_flags(parser: argparse.ArgumentParser, command: str) -> None:
 
 def add_image_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that choose the images, those of the demo unless others are named."""
-    from data_loader import add_data_flags
+    from data_loader import MODULES
+    from engine.data_flags import add_data_flags
 
-    add_data_flags(parser, inherited=False)
+    add_data_flags(parser, MODULES, inherited=False)
     parser.set_defaults(data_name="demo")
 
 

@@ -5,7 +5,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from datasets.sources import Decoder, Folder, ImageFiles
+from datasets.containers import Folder
+from datasets.sources import Decoder, ImageFiles
 from image_helpers import SCENES, complaint, encoded, load, noise, pairs, scenes, stored, tree
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torchvision import transforms
 
-from datasets.sources import Folder, ImageFiles
+from datasets.containers import Folder
+from datasets.sources import ImageFiles
 from datasets.store import ImageStore, UnreadableImages
 from engine import cache
 from image_helpers import Arrays, as_pillow, load, picture, store_of, stored

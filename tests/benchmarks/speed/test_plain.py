@@ -7,7 +7,8 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.speed import plain
-from datasets.sources import ImageFiles, open_container
+from datasets.containers import open_container
+from datasets.sources import ImageFiles
 
 
 @pytest.mark.parametrize("kind", ["fine", "EuroSAT.zip"])
