@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import http.client
 import logging
+import os
+import re
 import socket
 import warnings
 from pathlib import Path
@@ -16,9 +18,12 @@ import torchvision
 from torch import Tensor, nn
 
 from engine.checkpoint import load_state, load_tensors, reason_of
-from utils import InputError, resolve_path
+from utils import InputError, first_few, resolve_path
 
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of googlenet and inception, for training only
+# What training scripts put a state dict into, and what their wrappers put before each name.
+CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
+PREFIXES = re.compile(r"((module|model|net|_orig_mod)\.)*")
 
 
 def pretrained_model(name: str, weights: str) -> nn.Module:
@@ -26,7 +31,8 @@ def pretrained_model(name: str, weights: str) -> nn.Module:
 
     Args:
         name: any torchvision classification model.
-        weights: imagenet (downloaded once), none (random), or a state-dict file.
+        weights: imagenet (downloaded once), none (random), or a state-dict file, of torch.save or
+            .safetensors.
     Returns:
         images (B, 3, S, S) -> features (B, dim), in train mode on the CPU.
     Raises:
@@ -73,26 +79,61 @@ def _download(name: str) -> dict[str, Tensor]:
 
 
 def _read(path: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a state-dict file, without the wrappers of training scripts."""
     if not path.is_file():
         raise InputError(f"no weights at {path}: expected imagenet, none, or a state-dict file of "
                          f"{name}")
+    safe = path.suffix.lower() == ".safetensors"
     try:
-        state = load_tensors(path)
+        state = _read_safetensors(path) if safe else load_tensors(path)
+    except InputError:
+        raise
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        raise InputError(f"{path} is not a state-dict file that can be opened safely "
-                         f"({reason_of(error)})") from None
-    for wrapper in ("state_dict", "model"):  # what training scripts wrap it in
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
+        kind = "whole .safetensors file" if safe else "state-dict file that can be opened safely"
+        raise InputError(f"{path} is not a {kind} ({reason_of(error)})") from None
+    state = _unwrapped(state, path)
     if not _is_state_dict(state):
         raise InputError(f"{path} holds no state dict: expected names and tensors of {name}")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    return _without_prefixes(state)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file  # here: only such files need it
+    except ImportError as error:
+        raise InputError(f"{path} needs safetensors ({error}): pip install -r requirements.txt"
+                         ) from None
+    return load_file(path)
+
+
+def _unwrapped(state: object, path: Path) -> object:
+    """What lies in the containers of a checkpoint. Raises InputError where there are several."""
+    for _ in CONTAINERS:  # not without end: a dictionary may hold itself
+        if not isinstance(state, dict):
+            break
+        inside = [key for key in CONTAINERS if isinstance(state.get(key), dict)]
+        inside = [key for key in inside if _is_state_dict(state[key])] or inside
+        if len(inside) > 1:
+            raise InputError(f"{path} holds several sets of weights, {' and '.join(inside)}: save "
+                             "the one that is meant as a file of its own")
+        if inside:
+            state = state[inside[0]]
+    return state
 
 
 def _is_state_dict(state: object) -> bool:
     if not isinstance(state, dict) or not state:
         return False
     return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names without what wrappers put before all of them, such as `_orig_mod.module.`.
+
+    Where only some have it the file holds more than the CNN, and what is meant is not guessed.
+    """
+    wrappers = PREFIXES.match(os.path.commonprefix(list(state)))[0]
+    return {key.removeprefix(wrappers): value for key, value in state.items()}
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], optional: tuple[str, ...], problem: str
@@ -103,14 +144,17 @@ def _fill(model: nn.Module, state: dict[str, Tensor], optional: tuple[str, ...],
     for key in sorted(ours.keys() | state.keys()):
         if key.startswith(optional):
             continue
-        fits = key in ours and key in state and ours[key].shape == state[key].shape
+        # Whole numbers in place of floats are quantised weights, which mean nothing as they are.
+        fits = (key in ours and key in state and ours[key].shape == state[key].shape
+                and ours[key].is_floating_point() == state[key].is_floating_point())
         if not fits and not key.endswith("num_batches_tracked"):  # old files do not have them
             wrong.append(key)
-        if key in ours and key in state:
+        if fits:
             found[key] = state[key]
     if wrong:
         raise InputError(f"{problem}: {len(wrong)} tensors are missing, unknown or of another "
-                         f"shape, first {wrong[0]}")
+                         f"shape or kind, first {wrong[0][:80]}; the file has "
+                         f"{first_few([key[:80] for key in state])}")
     load_state(model, found, strict=False)
 
 

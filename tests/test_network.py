@@ -65,17 +65,6 @@ def test_weights_of_another_model_are_refused_by_name(tmp_path):
         load_backbone("mobilenet_v2", str(tmp_path / "resnet18.pth"), 32)
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda state: {"state_dict": state}, lambda state: {"model": state},
-    lambda state: {f"module.{key}": value for key, value in state.items()}])
-def test_weights_as_training_scripts_save_them_are_read(tmp_path, wrap):
-    model = torchvision.models.get_model("squeezenet1_1")
-    torch.save(wrap(model.state_dict()), tmp_path / "weights.pth")
-    backbone = load_backbone("squeezenet1_1", str(tmp_path / "weights.pth"), 64)
-    expected = model.features[0].weight
-    assert torch.equal(backbone.model.features[0].weight, expected) and backbone.learnt
-
-
 def test_a_file_that_would_run_code_is_not_opened(tmp_path):
     class Trap:
         def __reduce__(self):
