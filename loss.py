@@ -18,7 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.cluster.vq import kmeans, kmeans2, vq
+from scipy.cluster.vq import kmeans, vq
+from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from utils import InputError
@@ -28,7 +29,7 @@ from utils import InputError
 
 def cluster_centres(latent: np.ndarray, n_clusters: int, starts: int = 20, seed: int = 0
                     ) -> np.ndarray:
-    """k-means centres with the least squared error of several k-means++ starts.
+    """k-means centres with the least squared error of several greedy k-means++ starts.
 
     Args:
         latent: float (N, D), finite.
@@ -40,8 +41,8 @@ def cluster_centres(latent: np.ndarray, n_clusters: int, starts: int = 20, seed:
     Raises:
         InputError: fewer distinct points than clusters.
 
-    Arthur & Vassilvitskii, "k-means++", SODA 2007.
     """
+    # Not scikit-learn's: its threads add up in changing order, and a run must repeat to the byte.
     # float64: scipy's running means lose digits in float32, and the result depended on the order.
     points = np.ascontiguousarray(latent, dtype=np.float64)
     distinct = len(np.unique(points, axis=0))
@@ -49,10 +50,10 @@ def cluster_centres(latent: np.ndarray, n_clusters: int, starts: int = 20, seed:
         raise InputError(f"{n_clusters} clusters need at least as many distinct latents, found "
                          f"{distinct}: lower --n_clusters or use more images")
     best, least_error = None, np.inf
+    stands_still = 1e-6 * np.sqrt(points.var(axis=0).sum())  # whatever the latents' own size is
     for start in range(starts):
-        generator = np.random.default_rng([seed, start])
-        guess, _ = kmeans2(points, n_clusters, iter=1, minit="++", missing="warn", rng=generator)
-        centres, _ = kmeans(points, guess, thresh=1e-6)  # Lloyd's iterations until they stand still
+        guess = _first_centres(points, n_clusters, np.random.default_rng([seed, start]))
+        centres, _ = kmeans(points, guess, thresh=stands_still)  # Lloyd's iterations
         if len(centres) < n_clusters:
             continue  # a cluster ran empty
         error = float(np.square(vq(points, centres)[1]).sum())
@@ -62,6 +63,31 @@ def cluster_centres(latent: np.ndarray, n_clusters: int, starts: int = 20, seed:
         raise InputError(
             f"every k-means start lost a cluster: lower --n_clusters ({n_clusters})")
     return best.astype(np.float32)
+
+
+def _first_centres(points: np.ndarray, n_clusters: int, generator: np.random.Generator
+                   ) -> np.ndarray:
+    """Greedy k-means++: points drawn by squared distance, each the best of some candidates.
+
+    Args:
+        points: float64 (N, D), at least n_clusters of them distinct.
+        n_clusters: C.
+        generator: draws.
+    Returns:
+        float64 (C, D).
+
+    Arthur & Vassilvitskii, "k-means++", SODA 2007; as many candidates as in scikit-learn.
+    """
+    candidates = 2 + int(np.log(n_clusters))
+    chosen = [generator.integers(len(points))]
+    squared = cdist(points[chosen], points, "sqeuclidean")[0]  # to the nearest that is chosen
+    for _ in range(n_clusters - 1):
+        drawn = generator.choice(len(points), candidates, p=squared / squared.sum())
+        with_each = np.minimum(squared, cdist(points[drawn], points, "sqeuclidean"))
+        best = with_each.sum(axis=1).argmin()
+        chosen.append(drawn[best])
+        squared = with_each[best]
+    return points[chosen]
 
 
 def soft_assignment(latent: Tensor, centres: Tensor, alpha: float = 1.0) -> Tensor:

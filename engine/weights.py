@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import http.client
 import logging
-import os
 import re
 import socket
 import warnings
@@ -132,7 +131,9 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Where only some have it the file holds more than the CNN, and what is meant is not guessed.
     """
-    wrappers = PREFIXES.match(os.path.commonprefix(list(state)))[0]
+    wrappers = min((PREFIXES.match(key)[0] for key in state), key=len)
+    if not all(key.startswith(wrappers) for key in state):
+        return state
     return {key.removeprefix(wrappers): value for key, value in state.items()}
 
 
