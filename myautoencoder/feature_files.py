@@ -17,7 +17,7 @@ import numpy as np
 
 from datasets.base import PairedDataset
 from hamming.files import load_npz
-from utils import InputError, resolve_path
+from utils import InputError, first_few, resolve_path
 
 # ---------------------------------------------------------------- pickles
 
@@ -234,19 +234,36 @@ def features_of_lists(path: Path, dataset: PairedDataset) -> np.ndarray:
 
 def _compare_labels(path: Path, labels: np.ndarray, dataset: PairedDataset, rows: np.ndarray
                     ) -> None:
-    """Raise InputError where labels of a file are not those of the dataset's rows."""
+    """Raise InputError where labels of a file are not those of the dataset's rows.
+
+    Another numbering of the same classes, as the authors' files may have, is said and accepted.
+    """
     expected = dataset.labels[rows].astype(np.int64)
     if labels.shape != expected.shape:
         raise InputError(f"{path}: labels have shape {labels.shape}, those of the lists "
                          f"{expected.shape}")
     wrong = np.flatnonzero((labels != expected).reshape(len(rows), -1).any(axis=1))
-    if len(wrong):
+    numbers = _renumbering(labels, expected)
+    if len(wrong) and numbers:
+        examples = first_few([f"{theirs} for {ours}" for theirs, ours in numbers if theirs != ours])
+        print(f"{path} numbers the classes otherwise, one to one ({examples}); check that "
+              "it is not whole classes of rows that stand in another order, which looks the same")
+    elif len(wrong):
         row = wrong[0]
         raise InputError(
             f"{path}: {len(wrong):,} rows have another label than their images, first row {row:,} "
             f"({dataset.names[rows[row]]}) with {labels[row]} for {expected[row]}: rows must be in "
             "the order of train.txt, then test.txt, and labels numbered as the columns there "
             "(without labels there: as the class folders, in alphabetical order)")
+
+
+def _renumbering(labels: np.ndarray, expected: np.ndarray) -> list[list[int]]:
+    """[label, expected label] of each class of (N,) labels; empty where it is not one to one."""
+    if labels.ndim != 1:
+        return []
+    pairs = np.unique(np.stack([labels, expected], axis=1), axis=0)
+    one_to_one = len(np.unique(pairs[:, 0])) == len(pairs) == len(np.unique(pairs[:, 1]))
+    return pairs.tolist() if one_to_one else []
 
 
 def feature_files_of(checkpoint: dict, path: Path, given: Sequence[str | None]

@@ -354,6 +354,26 @@ def test_rows_of_several_labels_are_compared_too(tmp_path):
         features_of_lists(tmp_path / "f.npz", Lists(labels=matrix * [[1], [0], [1], [1]]))
 
 
+@pytest.mark.parametrize("theirs", [[1, 0, 2], [1, 2, 3], [7, -1, 0]])
+def test_another_numbering_of_the_classes_is_said_and_accepted(tmp_path, capsys, theirs):
+    np.savez(tmp_path / "f.npz", data=DATA, labels=np.array(theirs)[LABELS])
+    np.testing.assert_array_equal(features_of_lists(tmp_path / "f.npz", Lists()),
+                                  DATA[[1, 3, 2, 0]])
+    said = capsys.readouterr().out
+    assert "f.npz numbers the classes otherwise, one to one" in said
+    assert f"{theirs[0]} for 0" in said and said.count("\n") == 1
+    np.savez(tmp_path / "f.npz", data=DATA, labels=LABELS)
+    features_of_lists(tmp_path / "f.npz", Lists())
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("theirs", [[0, 0, 1, 1], [2, 0, 1, 3]])
+def test_a_numbering_that_joins_or_splits_classes_is_refused(tmp_path, theirs):
+    np.savez(tmp_path / "f.npz", data=DATA, labels=theirs)  # ours: 2 0 1 1
+    with pytest.raises(InputError, match="rows have another label than their images"):
+        features_of_lists(tmp_path / "f.npz", Lists())
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"listed": False}, "name their folder with --split_dir"),
     ({"train": np.array([3, 0])}, "has 4 rows, expected 2 of train.txt and then 1 of test.txt"),
