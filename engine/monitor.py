@@ -26,12 +26,14 @@ def choose_R(given: int | None, labels: np.ndarray) -> int:
     return given
 
 
-def monitored_R(args: argparse.Namespace, database_labels: np.ndarray | None) -> int | None:
+def monitored_R(args: argparse.Namespace, database_labels: np.ndarray | None,
+                published: int | None = None) -> int | None:
     """The R of the mAP that a training script prints; None where there are no labels.
 
     Args:
-        args: with --R, --select and --eval_frequency.
+        args: with --R, --select and --preset.
         database_labels: as in choose_R, or None.
+        published: the R of --preset published, where it is not the smallest class.
     Raises:
         InputError: as choose_R; --select test_map without labels.
     """
@@ -41,7 +43,11 @@ def monitored_R(args: argparse.Namespace, database_labels: np.ndarray | None) ->
                              "needs labels, and these images have none: use loss or last")
         warn("--select test_map chooses the epoch by the labels of the test queries, as published; "
              "do not compare its result with label-free methods")
-    return None if database_labels is None else choose_R(args.R, database_labels)
+    if database_labels is None:
+        return None
+    if published and args.preset == "published" and args.R is None:
+        return min(published, len(database_labels))  # of a few images there are fewer
+    return choose_R(args.R, database_labels)
 
 
 def is_due(epoch: int, count: int, frequency: int) -> bool:

@@ -60,7 +60,8 @@ def main() -> None:
     dataset, data = load_images(args)
     print(dataset.describe())
     encoder = choose_encoder(args, dataset)
-    R = monitored_R(args, dataset.database_labels)
+    R = monitored_R(args, dataset.database_labels,
+                    getattr(MODULES[data.data_name], "PUBLISHED_STAGE1_R", None))
     run = open_run(args, dataset, data, encoder, R)
     settings = feature_settings(args, dataset)
     compute = replace(compute, batch_size=min(args.batch_size, 128))  # 512 images are many
@@ -283,7 +284,7 @@ def add_method_flags(group: argparse._ArgumentGroup) -> None:
                             "published, and peeking at the labels of the queries) the best mAP")
     group.add_argument("--R", type=number(int, 1),
                        help="the monitor is mAP@R (default: the smallest class in the database, "
-                            "1900 for EuroSAT)")
+                            "1900 for EuroSAT; --preset published takes 1900 for DSRSID too)")
     group.add_argument("--data_hash", type=int, choices=(0, 1), default=0,
                        help="1: the monitor ranks by the signs of the latent, not its distances")
     group.add_argument("--eval_frequency", type=number(int, 0), default=20,

@@ -14,9 +14,11 @@ import torch
 import hamming
 import loss
 from data_loader import DataConfig, load_dataset
+from datasets import dsrsid
 from engine.cli import PRESETS, Compute
 from engine.loop import Run
 from helpers import ROOT, SMALL, read_results, script_module, stage1_flags
+from hostile_helpers import small_mat
 from myautoencoder import stage1 as stage1_module
 from myautoencoder.features import dataset_features
 from network import rebuild_autoencoder
@@ -109,6 +111,18 @@ def test_the_preset_runs_through_all_three_scripts(trained, tmp_path, capsys):
          tmp_path / "ae" / "autoencoder.pth", "--output_dir", tmp_path / "mr")
     done(capsys, "test.py", *preset, "--pretrain_path", tmp_path / "mr" / "mrhash.pth", *SMALL)
     assert read_results(tmp_path / "mr")["ties"] == "stable"
+
+
+def test_stage_1_of_dsrsid_is_selected_by_map_at_1900_or_all_that_there_are(tmp_path, capsys):
+    assert dsrsid.PUBLISHED_STAGE1_R == 1900
+    small_mat(tmp_path / "DSRSID.mat")
+    flags = ["--preset", "published", "--data_name", "dsrsid", "--data_dir", tmp_path, "--epoch", 1,
+             "--feature_backbone", "resnet18", "--feature_weights", "none", "--image_size", 32,
+             "--cache_dir", "none", "--output_dir", tmp_path / "ae"]
+    for more in ([], ["--R", 5, "--overwrite"]):
+        out, _ = done(capsys, AUTOENCODER, *flags, *more)
+        counts = re.search(r"(\d+) database", out)
+        assert f"latent mAP@{more[1] if more else counts[1]} " in out
 
 
 # ---------------------------------------------------------------- schedules

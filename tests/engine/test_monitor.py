@@ -11,8 +11,8 @@ from utils import InputError
 LABELS = np.array([0] * 5 + [1] * 3 + [4] * 7)
 
 
-def flags(select="last", R=None):
-    return Namespace(select=select, R=R, eval_frequency=5)
+def flags(select="last", R=None, preset=None):
+    return Namespace(select=select, R=R, preset=preset)
 
 
 def test_R_is_the_smallest_class_unless_it_is_given():
@@ -27,6 +27,14 @@ def test_R_is_the_smallest_class_unless_it_is_given():
 def test_without_labels_nothing_is_measured():
     assert monitored_R(flags(), None) is None
     assert monitored_R(flags(R=4), LABELS) == 4
+
+
+def test_the_preset_measures_by_the_published_R_which_a_flag_and_few_images_limit():
+    assert monitored_R(flags(preset="published"), LABELS, published=9) == 9
+    assert monitored_R(flags(preset="published"), LABELS, published=1900) == 15
+    assert monitored_R(flags(preset="published", R=4), LABELS, published=9) == 4
+    assert monitored_R(flags(preset="published"), LABELS) == 3
+    assert monitored_R(flags(preset="best"), LABELS, published=9) == 3
 
 
 def test_choosing_by_the_labels_of_the_queries_is_warned_of_and_needs_them(capsys):
