@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -40,13 +41,15 @@ class Cell:
     after: Path | None = None
 
 
-def run_cells(cells: Sequence[Cell], jobs: int, records: dict[Key, Record]) -> list[str]:
+def run_cells(cells: Sequence[Cell], jobs: int, records: dict[Key, Record],
+              stop: Callable[[int], None]) -> list[str]:
     """Make or read every cell, `jobs` at once; one that fails does not stop the others.
 
     Args:
         cells: each stands behind the one that it starts from.
         jobs: how many at once.
         records: filled as cells are done, so that an interrupted table can be told as far as it is.
+        stop: told the number of a signal that ends the loop, to stop the cells that are being made.
     Returns:
         a line for each cell that failed.
     """
@@ -69,6 +72,9 @@ def run_cells(cells: Sequence[Cell], jobs: int, records: dict[Key, Record]) -> l
             if error is None and cell.key is not None:
                 records[cell.key] = done.result()
             tqdm.write(f"[{len(cells) - len(waiting)}/{len(cells)}] {cell.title}: {outcome}")
+    except KeyboardInterrupt as error:
+        stop(getattr(error, "number", signal.SIGINT))
+        raise
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is begun
     return failed
@@ -117,6 +123,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise damaged(path, "no object")
     return content
+
+
+def warnings_in(log: Path) -> list[str]:
+    """What a script warned of, each once; nothing where the log is not there."""
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    start = "warning: "
+    return list(dict.fromkeys(line[len(start):] for line in lines if line.startswith(start)))
 
 
 def damaged(path: Path, reason: str) -> InputError:

@@ -25,7 +25,7 @@ from engine.files import atomic_file, write_json
 from engine.monitor import choose_R
 from engine.run import environment
 from myautoencoder.features import dataset_features
-from utils import resolve_path, setup_device
+from utils import collapse_warning, resolve_path, setup_device
 
 IMAGE_SIZE = 224  # of the features, as autoencoder.py's
 
@@ -70,7 +70,8 @@ class Classical:
                   "R": results["R"], "chance": results["map_chance"],
                   "train_seconds": results["seconds"]}
         if bits is not None:
-            record |= {"map_min": results["map_min"], "map_max": results["map_max"]}
+            record |= {"map_min": results["map_min"], "map_max": results["map_max"],
+                       "warnings": results.get("warnings", [])}  # older cells have none
         return record
 
     def _settings(self, name: str) -> dict[str, Any]:
@@ -125,4 +126,5 @@ class Classical:
         with atomic_file(cell / "codes.npz") as file:
             np.savez(file, query_codes=query, database_codes=database,
                      query_labels=self.labels[0], database_labels=self.labels[1], hash_bit=bits)
-        return results
+        constant = hamming.constant_bits(database, bits)
+        return {**results, "warnings": [collapse_warning(constant, bits)] if constant else []}

@@ -19,15 +19,19 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.cells import Cell, Key, Record, claim, folder_name, run_cells
-from benchmarks.classical import Classical
+from benchmarks.classical import IMAGE_SIZE, Classical
 from benchmarks.methods import GROUPS, PAIRED, TITLES, TRAINED, USUAL
 from benchmarks.report import report
-from benchmarks.trained import pretrain, train_and_test
+from benchmarks.trained import pretrain, stop_scripts, train_and_test
 from data_loader import DATASETS, load_dataset, load_readable
 from datasets.base import DataConfig, PairedDataset
+from datasets.store import unreadable
 from engine.checkpoint import LIMITS
 from engine.cli import ArgumentParser, number, run
+from network import load_backbone
 from utils import LARGEST_SIDE, InputError, resolve_path
 
 BITS = number(int, *LIMITS["hash_bit"])
@@ -145,6 +149,15 @@ def load_datasets(args: Namespace) -> dict[int, PairedDataset]:
     return datasets
 
 
+def check_needs(args: Namespace, cells: Sequence[Cell], dataset: PairedDataset) -> None:
+    """Raise InputError, once and not a cell, where weights or packages for cells cannot be had."""
+    if all((cell.folder / "results.json").exists() for cell in cells if cell.key):
+        return
+    load_backbone(args.backbone, args.weights, IMAGE_SIZE)
+    for index, source in enumerate(dataset.sources):
+        unreadable(source.subset(np.arange(1)), dataset.file_label(index))  # needs its packages
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     datasets = load_datasets(args)
@@ -156,9 +169,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(first.describe())
     folder = resolve_path(args.output_dir) / first.name.lower()
     claim(folder)
+    cells = plan(args, folder, datasets, methods)
+    check_needs(args, cells, first)
     records: dict[Key, Record] = {}
     try:
-        failed = run_cells(plan(args, folder, datasets, methods), args.jobs, records)
+        failed = run_cells(cells, args.jobs, records, stop_scripts)
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here", file=sys.stderr)
         raise

@@ -35,7 +35,7 @@ def by_seed(records: Records, name: str, bits: int | None) -> dict[int, float]:
 
 
 def map_table(records: Records, lengths: Sequence[int], seeds: int, differences: bool) -> str:
-    """Markdown: a row a method, mAP@R of floats and of codes.
+    """Markdown: a row a method, mAP@R of floats and of codes; * where a cell has warnings.
 
     Args:
         records: (method, bits, seed) -> what is known of the cell.
@@ -54,8 +54,24 @@ def map_table(records: Records, lengths: Sequence[int], seeds: int, differences:
                 # Of the same autoencoder the latents cannot differ.
                 if bits is not None or TRAINED[name].first != TRAINED[base].first:
                     cells[-1] += tables.in_points(values, by_seed(records, base, bits))
+            if any(record.get("warnings") for key, record in records.items()
+                   if key[:2] == (name, bits)):
+                cells[-1] += " *"
         lines.append(tables.row(TITLES[name], *cells))
     return "\n".join(lines)
+
+
+def warning_list(records: Records) -> str:
+    """Markdown: what the cells that are marked in the table warned of; empty without any."""
+    seeds: dict[tuple[str, int | None, str], list[int]] = {}
+    for (name, bits, seed), record in records.items():
+        for text in record.get("warnings", []):
+            seeds.setdefault((name, bits, text), []).append(seed)
+    lines = []
+    for (name, bits, text), found in seeds.items():
+        of = f"seed{'s' * (len(found) > 1)} {', '.join(map(str, found))}"
+        lines.append(f"* {TITLES[name]}, {bits} bits, {of}: {text}")
+    return "\n".join(["", "Marked with *:", "", *lines, ""]) if lines else ""
 
 
 def report(args: Namespace, folder: Path, datasets: Mapping[int, PairedDataset],
@@ -71,7 +87,8 @@ def report(args: Namespace, folder: Path, datasets: Mapping[int, PairedDataset],
         file.write(text.encode())
     rows = tables.rounded({"data": dataset.name, "method": name, "title": TITLES[name], **record}
                           for (name, _, _), record in records.items())
-    tables.write_csv(folder / "compare.csv", rows)
+    tables.write_csv(folder / "compare.csv", [
+        {**line, "warnings": "; ".join(line.get("warnings", []))} for line in rows])
     write_json(folder / "compare.json",
                {"settings": vars(args), "environment": environment(), "cells": rows})
     _draw_maps(args, folder, dataset.name, records)
@@ -87,7 +104,8 @@ def _text(args: Namespace, dataset: PairedDataset, records: Records) -> str:
     if args.differences:
         seeds += ", points to the method that is changed: mean [each seed]"
     return (f"{dataset.describe()}\n\nmAP@{R}, expected over ties, {seeds}; chance {chance:.3f}."
-            f"\n\n{map_table(records, lengths, args.seeds, args.differences)}\n")
+            f"\n\n{map_table(records, lengths, args.seeds, args.differences)}\n"
+            f"{warning_list(records)}")
 
 
 def _draw_maps(args: Namespace, folder: Path, data: str, records: Records) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from argparse import Namespace
@@ -14,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.cells import Record, check_settings, damaged, read_json
+from benchmarks.cells import Record, check_settings, damaged, read_json, warnings_in
 from engine.checkpoint import load_checkpoint
 from myautoencoder import autoencoder
 from train import parse_arguments
@@ -27,6 +29,9 @@ STAGE1 = "mrhash-autoencoder-1"  # the format of autoencoder.pth
 PLACES = {"data_dir", "pretrained_dp_path", "output_dir", "cache_dir", "resume", "overwrite",
           "workers", "device", "eval_frequency", "preset", "skip_bad"}
 WORDS = {"alpha", "max_epoch"}  # None is a choice: auto, and none; elsewhere it is "as stage 1"
+
+GRACE = 2  # seconds
+running: set[subprocess.Popen] = set()  # the scripts that this process has started
 
 
 def settings_of(parsed: Namespace) -> dict[str, Any]:
@@ -43,12 +48,29 @@ def run_script(log: Path, jobs: int, *command: object) -> None:
     if jobs > 1:  # else each process would start a thread for every core
         threads = max(1, (os.cpu_count() or 1) // jobs)
         environment.setdefault("OMP_NUM_THREADS", str(threads))
-    with open(log, "w") as file:
-        done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, stdout=file,
-                              check=False, stderr=subprocess.STDOUT, env=environment)
-    if done.returncode:
+    with open(log, "w") as file, subprocess.Popen(
+            [sys.executable, *map(str, command)], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+            env=environment) as process:
+        running.add(process)
+        process.wait()
+        running.discard(process)
+    if process.returncode:
         lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
-        raise RuntimeError(f"exit {done.returncode}: {lines[-1]}")
+        raise RuntimeError(f"exit {process.returncode}: {lines[-1]}")
+
+
+def stop_scripts(number: int) -> None:
+    """Pass on the signal that stopped the table, so that it need not wait for its scripts.
+
+    Args:
+        number: of the signal.
+    """
+    if number == signal.SIGINT and sys.stdin and sys.stdin.isatty():
+        return  # a terminal sends Ctrl-C to the scripts too, and a second one would not save
+    for process in list(running):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)  # whoever signals the whole group has told it already
+        process.send_signal(number)
 
 
 def pretrain(args: Namespace, cell: Path, seed: int, flags: Iterable[object],
@@ -123,6 +145,14 @@ def train_and_test(args: Namespace, cell: Path, pretrained: Path, bits: int, see
     return _record(cell, pretrained, bits, seed)
 
 
+def _warnings(cell: Path, stage1: Path) -> list[str]:
+    """What the three scripts warned of and is still true at the end."""
+    said = warnings_in(stage1 / "output.txt") + warnings_in(cell / "train.txt")
+    # Of constant bits test.py knows, which train.py sees on the way.
+    said = [text for text in said if "the same for all images" not in text]
+    return list(dict.fromkeys(said + warnings_in(cell / "test.txt")))
+
+
 def _record(cell: Path, pretrained: Path, bits: int, seed: int) -> Record:
     """What the files of a finished cell say."""
     results, config = read_json(cell / "results.json"), read_json(cell / "config.json")
@@ -141,5 +171,6 @@ def _record(cell: Path, pretrained: Path, bits: int, seed: int) -> Record:
             "latent_map": load_checkpoint(pretrained, STAGE1)["latent_map"],
             "image_size": config["image_size"], "epochs": epochs,
             "batch_size": config["batch_size"],
+            "warnings": _warnings(cell, pretrained.parent),
             "device": config["environment"]["cuda"] or "cpu",
             "commit": config["environment"]["git_commit"]}

@@ -1,6 +1,7 @@
 """The loop over cells: failures stay alone, what waits for another does; finished cells."""
 
 import json
+import signal
 import threading
 import time
 
@@ -11,6 +12,10 @@ from benchmarks.cells import Cell
 from utils import InputError
 
 
+def never(number):
+    raise AssertionError("nothing was stopped")
+
+
 def test_whatever_breaks_in_a_cell_the_others_are_made(tmp_path, capsys):
     def broken():
         raise IndexError("list index out of range")
@@ -19,7 +24,7 @@ def test_whatever_breaks_in_a_cell_the_others_are_made(tmp_path, capsys):
     records = {}
     failed = cells.run_cells(
         [Cell(tmp_path / name, name, work, key=(name, 8, 13)) for name, work in works.items()],
-        1, records)
+        1, records, never)
     assert records == {("a", 8, 13): {"map": 0.5}, ("c", 8, 13): {"map": 0.25}}
     assert failed == ["b: IndexError('list index out of range')"]
     counts, said = zip(*(line.split(" ", 1) for line in capsys.readouterr().out.splitlines()),
@@ -50,7 +55,7 @@ def test_a_cell_waits_for_the_one_it_starts_from(tmp_path, jobs):
                    after=tmp_path / start)
               for start in ("first", "second") for number in (1, 2)]
     records = {}
-    failed = cells.run_cells(given, jobs, records)
+    failed = cells.run_cells(given, jobs, records, never)
     assert sorted(order[:2]) == ["first", "second"] and order[2:] == ["after first"] * 2
     assert set(records) == {("first", 1, 13), ("first", 2, 13)}
     assert sorted(failed) == ["second 1: its autoencoder failed",
@@ -58,7 +63,7 @@ def test_a_cell_waits_for_the_one_it_starts_from(tmp_path, jobs):
 
 
 def test_after_ctrl_c_no_cell_is_begun_and_what_is_done_is_known(tmp_path, monkeypatch):
-    begun, records = [], {}
+    begun, records, told = [], {}, []
 
     def work(name):
         begun.append(name)
@@ -72,8 +77,17 @@ def test_after_ctrl_c_no_cell_is_begun_and_what_is_done_is_known(tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         # The first to be told of; the second may have begun by then.
         cells.run_cells([Cell(tmp_path / str(number), "", lambda number=number: work(number),
-                              key=("a", number, 13)) for number in range(200)], 1, records)
+                              key=("a", number, 13)) for number in range(200)],
+                        1, records, told.append)
     assert len(records) == 1 and len(begun) < 200
+    assert told == [signal.SIGINT]
+
+
+def test_warnings_of_a_log_are_told_once_each(tmp_path):
+    (tmp_path / "train.txt").write_bytes(
+        b"epoch 1: loss 2\nwarning: a\nno warning: b\nwarning: c\xff\nwarning: a\n")
+    assert cells.warnings_in(tmp_path / "train.txt") == ["a", "c\ufffd"]
+    assert cells.warnings_in(tmp_path / "nowhere.txt") == []
 
 
 def test_a_finished_cell_of_other_settings_is_not_taken_for_this_one(tmp_path):

@@ -10,8 +10,11 @@ import pytest
 from PIL import Image
 
 from benchmarks import compare, trained
+from benchmarks.baselines import BASELINES
 from benchmarks.methods import TRAINED
+from datasets.sources import ImageFiles
 from helpers import ROOT
+from utils import InputError
 
 
 def test_every_method_lengths_and_seeds_are_in_the_table(table):
@@ -109,6 +112,47 @@ def test_bad_flags_end_before_any_work(table, flags, message):
     code, _, error, _ = table(*flags)
     assert code == 2 and message in error and "Traceback" not in error
     assert not table.made["pretrained"]
+
+
+def test_weights_that_cannot_be_had_are_told_once_and_not_a_cell(table):
+    flags = ["--hash_bit", 8, "--seeds", 1, "--methods", "mrhash", "best", "lsh", "itq"]
+    code, _, error, _ = table(*flags, "--weights", "nowhere.pth")
+    assert code == 2 and error.count("nowhere.pth") == 1 and "of the cells failed" not in error
+    assert not table.made["pretrained"] and not list(table.folder.glob("*-13"))
+    code, _, error, _ = table("--hash_bit", 8, "--seeds", 1, "--methods", "lsh")
+    assert code == 0, error
+    # A finished table needs no weights: what is refused is another one in its place.
+    code, _, error, _ = table("--hash_bit", 8, "--seeds", 1, "--methods", "lsh",
+                              "--weights", "nowhere.pth")
+    assert code == 2 and "was made with weights none, not nowhere.pth" in error
+
+
+def test_a_package_that_is_missing_is_told_once_and_not_a_cell(table, monkeypatch):
+    def read(self, row):
+        raise InputError("reading TIFFs needs the package rasterio: pip install rasterio")
+
+    monkeypatch.setattr(ImageFiles, "read", read)
+    code, _, error, _ = table("--hash_bit", 8, "--methods", "mrhash", "itq")
+    assert code == 2 and error.count("rasterio: pip install") == 1
+    assert "of the cells failed" not in error
+
+
+def test_constant_bits_of_a_cell_are_marked_and_listed(table, monkeypatch):
+    monkeypatch.setitem(BASELINES, "lsh", lambda train, bits, seed: lambda x: x[:, :bits] * 0)
+    for _ in range(2):  # made, and read
+        code, out, error, rows = table("--hash_bit", 8, "--seeds", 1, "--methods", "lsh", "pcah")
+        assert code == 0, error
+        assert "* LSH, 8 bits, seed 13: all 8 bits are the same for all images" in out
+        assert [row["method"] for row in rows if row["warnings"]] == ["lsh"]
+        content = json.loads((table.folder / "compare.json").read_text())
+        assert [len(cell["warnings"]) for cell in content["cells"]] == [1, 0]
+    assert " * |" in (table.folder / "compare.md").read_text()
+    results = table.folder / "lsh-8bit-13" / "results.json"
+    older = {key: value for key, value in json.loads(results.read_text()).items()
+             if key != "warnings"}
+    results.write_text(json.dumps(older))
+    code, out, error, _ = table("--hash_bit", 8, "--seeds", 1, "--methods", "lsh")
+    assert code == 0 and "Marked" not in out, error
 
 
 def test_images_without_labels_cannot_be_compared(tmp_path, call_main):

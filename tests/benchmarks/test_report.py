@@ -7,7 +7,7 @@ import pytest
 
 import hamming
 from benchmarks.methods import TITLES
-from benchmarks.report import map_table
+from benchmarks.report import map_table, warning_list
 from hamming.figures import curve_of
 from helpers import ROOT
 
@@ -40,6 +40,20 @@ def test_the_published_numbers_make_the_published_table(differences, lines):
     found = map_table(of_document("compare_ucmerced.csv"), [16, 32, 64, 128], 3, differences)
     for line in lines:
         assert line in found
+
+
+def test_a_cell_with_warnings_is_marked_and_they_are_listed():
+    bad, dark = "19 of 64 bits are the same for all images", "3 images are black"
+    records = {("itq", 64, 13): {"map": 0.5, "warnings": []}, ("itq", 32, 13): {"map": 0.25},
+               ("mrhash", 64, 13): {"map": 0.5, "latent_map": 0.6, "warnings": [dark, bad]},
+               ("mrhash", 64, 14): {"map": 0.7, "latent_map": 0.6, "warnings": [dark]}}
+    lines = map_table(records, [32, 64], 2, False).splitlines()
+    assert lines[2] == "| ITQ |  | 0.250, 1 of 2 seeds | 0.500, 1 of 2 seeds |"
+    assert lines[3] == "| MrHash | 0.600 (0.000) |  | 0.600 (0.200) * |"
+    assert warning_list(records).splitlines() == [
+        "", "Marked with *:", "", f"* MrHash, 64 bits, seeds 13, 14: {dark}",
+        f"* MrHash, 64 bits, seed 13: {bad}"]
+    assert warning_list({("itq", 64, 13): {"map": 0.5}}) == ""
 
 
 def test_one_seed_has_no_spread():

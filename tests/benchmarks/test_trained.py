@@ -4,7 +4,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
+import time
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -130,6 +134,36 @@ def test_an_epoch_that_is_not_trained_is_not_counted(cell):
     assert record["epochs"] == 50
     with pytest.raises(InputError, match="max_epoch None, not 2"):
         train_and_test(args, folder, flags=[*SECOND, "--head_epochs", 50])
+
+
+def test_a_cell_knows_what_its_scripts_warned_of_and_is_true_at_the_end(cell):
+    args, folder, _ = cell
+    assert train_and_test(args, folder)["warnings"] == []
+    early = "warning: 9 of 12 bits are the same for all images and tell nothing: use fewer\n"
+    last = "2 of 12 bits are the same for all images and tell nothing: use fewer"
+    (folder / "ae" / "output.txt").write_text("warning: 3 images are black\n")
+    (folder / "mr" / "train.txt").write_text(f"{early}warning: 3 images are black\nwarning: x\n")
+    (folder / "mr" / "test.txt").write_text(f"warning: {last}\nmAP@13 0.5\n")
+    assert train_and_test(args, folder)["warnings"] == ["3 images are black", "x", last]
+
+
+def test_a_signal_to_the_table_alone_ends_its_scripts(tmp_path, monkeypatch):
+    """SIGTERM; of Ctrl-C in a terminal the scripts know by themselves."""
+    script = tmp_path / "script.py"
+    script.write_text("import pathlib, time\npathlib.Path('%s').touch()\ntime.sleep(60)"
+                      % (tmp_path / "begun"))
+    monkeypatch.setattr(cells, "GRACE", 0.05)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(cells.run_script, tmp_path / "log.txt", 1, script)
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        monkeypatch.setattr(sys, "stdin", Namespace(isatty=lambda: True))
+        cells.stop_scripts(signal.SIGINT)
+        assert len(cells.running) == 1
+        cells.stop_scripts(signal.SIGTERM)
+        with pytest.raises(RuntimeError, match=f"exit -{int(signal.SIGTERM)}"):
+            running.result(timeout=30)
+    assert not cells.running
 
 
 def test_what_a_script_says_lies_in_its_cell_and_its_last_line_is_told(tmp_path, monkeypatch):
