@@ -100,7 +100,8 @@ def test_the_file_of_a_data_set_says_how_many_queries_a_class_has(tmp_path, exam
 
 
 def flags(**given):
-    names = ("data_name", "data_dir", "source1", "source2", "split_dir", "max_per_class")
+    names = ("data_name", "data_dir", "source1", "source2", "split_dir", "max_per_class",
+                 "pairs")
     return Namespace(**{**dict.fromkeys(names), **given})
 
 
@@ -121,7 +122,7 @@ def test_folders_of_ones_own_may_be_moved_and_what_is_in_them_may_not(tmp_path, 
 
 def test_sources_that_are_no_folders_are_not_places():
     assert moved_places(DataConfig("EuroSAT")) == moved_places(DataConfig("demo")) == {"split_dir"}
-    assert moved_places(DataConfig("pairs")) == {"split_dir", "source1", "source2"}
+    assert moved_places(DataConfig("pairs")) == {"split_dir", "source1", "source2", "pairs"}
     assert moved_places(DataConfig("folder")) == {"split_dir", "source1"}
 
 

@@ -33,10 +33,11 @@ def test_a_zip_is_as_good_as_the_folder_and_called_after_its_stem(tmp_path):
         assert np.array_equal(dataset.source1.read(7), plain.source1.read(7))
 
 
-def test_class_folders_at_different_depths_keep_their_whole_names(tmp_path):
+def test_the_class_is_the_folder_that_holds_the_image(tmp_path):
     tree(tmp_path / "one", hollow(f"{kind}/{number}" for kind in ("top/city", "top/land/wet")
                                   for number in range(3)))
-    assert folder(tmp_path / "one").class_names == ["top/city", "top/land/wet"]
+    dataset = folder(tmp_path / "one")
+    assert dataset.class_names == ["city", "wet"] and dataset.names[-1] == "land/wet/2"
 
 
 def test_the_queries_are_a_tenth_of_the_smallest_class(tmp_path):
