@@ -57,9 +57,10 @@ def choose_bands(root: Path, scenes: dict[str, dict[str, str]], bands: str | Non
     """
     known = sorted(set().union(*scenes.values()))
     if bands is None:
-        advice = "B04,B03,B02" if "B04" in known else ",".join(known[:3])
+        colours = (["B04", "B03", "B02"], ["B4", "B3", "B2"])
+        advice = next((some for some in colours if set(some) <= set(known)), (known * 3)[:3])
         raise InputError(f"{root} has one file a band, {len(scenes):,} scenes of {', '.join(known)}"
-                         f": choose three with --bands{number}, such as {advice}")
+                         f": choose three, as --bands{number} {','.join(advice)}")
     wanted = [band.strip().upper() for band in bands.split(",")]
     unknown = [band for band in wanted if band not in known]
     if unknown:

@@ -68,16 +68,17 @@ def _keys(root: Path, names: Mapping[str, str], rule: str) -> dict[str, str]:
 def _by_table(views: Sequence[Side], table: Path) -> tuple[dict[str, str], list[str]]:
     rows = _read_table(table)
     lookups = [_lookup(names) for _, names in views]
-    found: list[list[str]] = []
-    for line, row in rows:
-        names = []
-        for (root, _), lookup, path in zip(views, lookups, row, strict=False):
-            name = lookup.get(unicodedata.normalize("NFC", path)) or lookup.get(scene_key(path))
-            if name is None:
-                raise InputError(f"{table}, line {line}: {path[:80]!r} is not in {root}; expected "
-                                 "a path below it")
-            names.append(name)
-        found.append(names)
+    found = []
+    for _, paths in rows:  # of one view the second path is not looked at
+        found.append([lookup.get(unicodedata.normalize("NFC", path)) or lookup.get(scene_key(path))
+                      for lookup, path in zip(lookups, paths, strict=False)])
+    if len(rows) > 1 and not any(found[0]) and not any(map(_is_path, rows[0][1])):
+        del rows[0], found[0]  # the names of the columns
+    for (line, paths), names in zip(rows, found, strict=True):
+        if None in names:
+            lacking = names.index(None)
+            raise InputError(f"{table}, line {line}: {paths[lacking][:80]!r} is not in "
+                             f"{views[lacking][0]}; expected a path below it")
     remarks = []
     for (root, names), column in zip(views, zip(*found, strict=True), strict=True):
         _reject_twice(table, rows, column)
@@ -85,6 +86,10 @@ def _by_table(views: Sequence[Side], table: Path) -> tuple[dict[str, str], list[
             remarks.append(f"{left_out:,} of {len(names):,} images of {root} are not in "
                            f"{table.name} and are left out")
     return {names[0]: names[-1] for names in found}, remarks
+
+
+def _is_path(text: str) -> bool:
+    return "/" in text or PurePosixPath(text).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _lookup(names: Mapping[str, str]) -> dict[str, str]:
@@ -103,7 +108,7 @@ def _reject_twice(table: Path, rows: Sequence[tuple[int, list[str]]], column: Se
 
 
 def _read_table(path: Path) -> list[tuple[int, list[str]]]:
-    """The line number and the two paths of each row; a header is left out."""
+    """The line number and the two fields of each row."""
     if not path.is_file():
         raise InputError(f"--pairs {path} is not there: expected a text file with two paths a line")
     try:
@@ -120,17 +125,9 @@ def _read_table(path: Path) -> list[tuple[int, list[str]]]:
         if len(fields) != 2 or not all(fields):
             raise InputError(f"--pairs {path}, line {line}: expected two paths with a comma, "
                              f"semicolon or tab between, found {lines[line - 1][:80]!r}")
-    if rows and not any(PurePosixPath(field).suffix.lower() in IMAGE_SUFFIXES or "/" in field
-                        for field in rows[0][1]) and _has_endings(rows[1:]):
-        rows = rows[1:]
     if not rows:
         raise InputError(f"--pairs {path} is empty: expected two paths a line")
     return rows
-
-
-def _has_endings(rows: Sequence[tuple[int, list[str]]]) -> bool:
-    return all("/" in field or PurePosixPath(field).suffix.lower() in IMAGE_SUFFIXES
-               for _, fields in rows for field in fields)
 
 
 def _split(lines: Sequence[str], separator: str) -> list[tuple[int, list[str]]]:
