@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from datasets import demo, dsrsid, eurosat, imagefolder, pairs, ucmerced
-from datasets.base import OWN_IMAGES, DataConfig, PairedDataset
+from datasets.base import DataConfig, PairedDataset, reject_foreign_flags
 from datasets.demo_scenes import demo_folder
 from datasets.lists import split_by_lists
 from datasets.sources import ImageSource
@@ -59,7 +59,8 @@ def load_dataset(config: DataConfig) -> PairedDataset:
         raise InputError(f"--data_name {config.data_name} is not known: use one of "
                          f"{', '.join(MODULES)} (case does not matter)")
     module = MODULES[known]
-    _reject_foreign_flags(config, known)
+    reject_foreign_flags(config, known, {name: getattr(other, "FLAGS", frozenset())
+                                         for name, other in MODULES.items()})
     scenes = module.scenes(config)
     name, remarks = scenes.name or known, list(scenes.remarks)
     split_dir = resolve_path(config.split_dir) if config.split_dir else scenes.split_dir
@@ -85,19 +86,6 @@ def load_dataset(config: DataConfig) -> PairedDataset:
         source_names=scenes.source_names, note=scenes.note,
         listed=split_dir is not None and config.split != "folders", remarks=remarks,
         resolved=scenes.resolved)
-
-
-def _reject_foreign_flags(config: DataConfig, known: str) -> None:
-    """Raise InputError for settings that data set `known` has no use for."""
-    if config.split not in ("seed", "folders"):
-        raise InputError(f"--split {config.split[:40]} is not known: use seed or folders")
-    if config.split == "folders" and config.split_dir:
-        raise InputError("--split folders and --split_dir are two splits: leave one out")
-    for name in OWN_IMAGES:
-        takers = [data_name for data_name, module in MODULES.items()
-                  if name in getattr(module, "FLAGS", ())]
-        if getattr(config, name) and known not in takers:
-            raise InputError(f"--{name} is for --data_name {' and '.join(takers)}, not for {known}")
 
 
 def config_of(args: argparse.Namespace, seed: int = 13) -> DataConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,24 @@ def reject_source1(config: DataConfig, name: str) -> None:
     if config.source1:
         raise InputError("--source1 is for pairs, folder, UCMerced and DSRSID; "
                          f"{name} has one first source")
+
+
+def reject_foreign_flags(config: DataConfig, name: str, flags: Mapping[str, Set[str]]) -> None:
+    """Raise InputError for settings that data set `name` has no use for.
+
+    Args:
+        config: all settings.
+        name: of the data set.
+        flags: data set -> those of OWN_IMAGES that it takes.
+    """
+    if config.split not in ("seed", "folders"):
+        raise InputError(f"--split {config.split[:40]} is not known: use seed or folders")
+    if config.split == "folders" and config.split_dir:
+        raise InputError("--split folders and --split_dir are two splits: leave one out")
+    for flag in OWN_IMAGES:
+        takers = [other for other, taken in flags.items() if flag in taken]
+        if getattr(config, flag) and name not in takers:
+            raise InputError(f"--{flag} is for --data_name {' and '.join(takers)}, not for {name}")
 
 
 def ms_and_pan(config: DataConfig) -> tuple[str, str]:
