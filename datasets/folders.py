@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.bandfiles import alone_in_folders, band_files, called_after_folders, choose_bands
+from datasets.bands import open_view
 from datasets.base import DataConfig, Scenes
 from datasets.containers import Folder, Zip, open_container
 from datasets.names import (
@@ -21,7 +22,6 @@ from datasets.names import (
     without_shared_folder,
 )
 from datasets.pairing import partners
-from datasets.rasters import open_view
 
 # Flags of DataConfig that both take, beside those that all data sets have.
 FLAGS = {"bands1", "range1", "include", "exclude", "class_depth"}

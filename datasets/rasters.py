@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.containers import Folder, Zip
 from datasets.pixels import check_shape
-from datasets.sources import ImageFiles
 from utils import InputError
 
 
@@ -54,14 +52,3 @@ def require(module: str, purpose: str) -> Any:
     except ImportError:
         raise InputError(f"reading {purpose} needs the package {module}: pip install {module}"
                          ) from None
-
-
-def open_view(container: Folder | Zip, files: Sequence[str] | Sequence[tuple[str, ...]],
-              bands: str | None = None, value_range: str | None = None, number: int = 1
-              ) -> ImageFiles:
-    """STAND-IN of helper C: helper B's open_view replaces it."""
-    if bands or value_range:
-        raise InputError(f"--bands{number} and --range{number} are not read yet")
-    source = ImageFiles(container, files)
-    source.value_range = None
-    return source
