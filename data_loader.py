@@ -72,8 +72,9 @@ def load_dataset(config: DataConfig) -> PairedDataset:
     else:
         parts = split_by_seed(scenes, config, name, getattr(module, "QUERIES_PER_CLASS", None))
         if scenes.parts is not None:
-            remarks.append(f"the folders {', '.join(np.unique(scenes.parts))} are pooled and the "
-                           "queries drawn by --seed: --split folders takes their split")
+            there = [part for part in ("train", "val", "test") if part in scenes.parts]
+            remarks.append(f"the folders {', '.join(there)} are pooled and the queries drawn by "
+                           "--seed: --split folders takes their split")
     parts = without_skipped(parts, scenes.names, config.skip, name)
     check_parts(parts, labels, scenes.names, name)
     used = np.unique(np.concatenate(list(parts.values())))

@@ -93,7 +93,7 @@ def _classes(view: View, names: list[str], below: list[str], config: DataConfig
     """
     if view.alone and config.class_depth is None:
         return None, [], [f"each folder of {view.container.root} holds one scene and is no class: "
-                          "no labels, unless lists or --class_depth N give them"]
+                          "labels come from lists or --class_depth N alone"]
     inner = without_shared_folder(below)
     labels, class_names = class_labels(inner, config.class_depth)
     if config.class_depth is not None:
@@ -104,4 +104,4 @@ def _classes(view: View, names: list[str], below: list[str], config: DataConfig
         return None, [], []
     # The one folder may well be called "images".
     return None, [], [f"all images of {view.container.root} lie in one folder, or in folders of "
-                      "one name, which are no classes: no labels"]
+                      "one name, which are no classes"]

@@ -76,19 +76,25 @@ def without_shared_folder(names: Sequence[str]) -> list[str]:
 # ---------------------------------------------------------------- pairs
 
 
-def common_names(here: Path, ours: Iterable[str], there: Path, theirs: Iterable[str]) -> list[str]:
+def common_names(here: Path, ours: Iterable[str], there: Path, theirs: Iterable[str],
+                 advice: str = "") -> list[str]:
     """The names that both places have, sorted.
 
+    Args:
+        here, there: folders or zips.
+        ours, theirs: the names of their scenes.
+        advice: the end of the message where names differ.
     Raises:
         InputError: an image without a partner; the message names the first ones.
     """
     ours, theirs = set(ours), set(theirs)
-    _reject_single(here, there, ours, theirs)
-    _reject_single(there, here, theirs, ours)
+    _reject_single(here, there, ours, theirs, advice)
+    _reject_single(there, here, theirs, ours, advice)
     return sorted(ours)
 
 
-def _reject_single(here: Path, there: Path, ours: set[str], theirs: set[str]) -> None:
+def _reject_single(here: Path, there: Path, ours: set[str], theirs: set[str], advice: str
+                   ) -> None:
     """Raise InputError when one of our names is not among theirs."""
     alone = sorted(ours - theirs)
     if not alone:
@@ -99,9 +105,9 @@ def _reject_single(here: Path, there: Path, ours: set[str], theirs: set[str]) ->
              if (file := key.rpartition("/")[2]) in elsewhere]
     if len(moved) == len(alone):
         raise InputError(f"{len(alone):,} images lie in one class folder in {here} and in another "
-                         f"in {there}: {first_few(moved)}")
+                         f"in {there}: {first_few(moved)}{advice}")
     raise InputError(f"{len(alone):,} images of {here} have no partner of the same name in "
-                     f"{there}: {first_few(alone)}")
+                     f"{there}: {first_few(alone)}{advice}")
 
 
 # ---------------------------------------------------------------- split and classes

@@ -35,7 +35,8 @@ def partners(views: Sequence[Side], config: DataConfig) -> tuple[dict[str, str],
         keys = [_keys(root, names, config.pair_by) for root, names in views]
         shared = common_names(here, keys[0], views[-1][0], keys[-1])
         return {keys[0][key]: keys[-1][key] for key in shared}, []
-    return {name: name for name in common_names(here, ours, *views[-1])}, []
+    advice = "; --pair_by or --pairs pairs other names, --exclude leaves images out"
+    return {name: name for name in common_names(here, ours, *views[-1], advice)}, []
 
 
 def _keys(root: Path, names: Mapping[str, str], rule: str) -> dict[str, str]:

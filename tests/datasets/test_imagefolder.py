@@ -64,7 +64,7 @@ def test_one_folder_of_images_is_no_class(tmp_path, form, place):
     dataset = folder(tmp_path / place)
     assert dataset.labels is None and len(dataset.query) == 2
     assert len(dataset.remarks) == ("/" in form)
-    assert all("no labels" in remark for remark in dataset.remarks)
+    assert all("no classes" in remark for remark in dataset.remarks)
 
 
 def test_a_class_in_several_folders_is_one_class_with_a_remark(tmp_path):

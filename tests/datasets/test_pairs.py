@@ -54,7 +54,7 @@ def test_images_without_partner_are_counted_and_named_with_their_folder(tmp_path
     complaint(lambda: pairs(tmp_path, source2=str(tmp_path / "two")),
               f"5 images of {tmp_path / having}",
               "Forest/Forest_1, Forest/Forest_2, Forest/Forest_3 and 2 more",
-              f"in {tmp_path / lacking}")
+              f"in {tmp_path / lacking}", "--pair_by or --pairs")
 
 
 def test_two_files_of_one_name_are_an_error(tmp_path):

@@ -107,7 +107,7 @@ def test_split_folders_without_classes_have_no_labels(tmp_path):
                                   for number in range(4)))
     dataset = pairs(tmp_path, split="folders")
     assert dataset.labels is None and len(dataset.query) == 4
-    assert "no labels" in dataset.remarks[0]
+    assert "no classes" in dataset.remarks[0]
 
 
 def test_max_per_class_limits_each_class_of_each_split_folder(tmp_path):
