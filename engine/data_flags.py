@@ -57,8 +57,8 @@ def add_own_image_flags(group: argparse._ArgumentGroup) -> None:
                             "'S[12]_(.*)'")
     for source, which in ((1, "folder, pairs"), (2, "pairs")):
         group.add_argument(f"--bands{source}", metavar="BANDS",
-                           help=f"{which}: three bands of GeoTIFFs by number or name, as 4,3,2 or "
-                                "B04,B03,B02")
+                           help=f"{which}: one or three bands of GeoTIFFs by number or name, as "
+                                "4,3,2 or B04,B03,B02")
         group.add_argument(f"--range{source}", metavar="RANGE",
                            help=f"{which}: pixels that become black and white, as 0,3000 or "
                                 "2%%,98%% of all images")

@@ -56,7 +56,8 @@ def test_a_finished_cell_is_read(cell):
 @pytest.mark.parametrize(("name", "value", "says"), [
     ("source1", "elsewhere", "source1"), ("backbone", "resnet34", "feature_backbone"),
     ("weights", "w.pth", "feature_weights"), ("max_per_class", 5, "max_per_class"),
-    ("split_dir", "lists", "split_dir")])
+    ("split_dir", "lists", "split_dir"), ("split", "folders", "split"),
+    ("bands1", "4,3,2", "bands1"), ("exclude", ["*.png", "*.gif"], "exclude")])
 def test_an_autoencoder_of_other_settings_is_not_read(cell, name, value, says):
     args, folder, _ = cell
     setattr(args, name, value)
