@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import compare
 from benchmarks import trained as cells
+from myautoencoder import autoencoder
 from utils import InputError
 
 
@@ -119,6 +120,18 @@ def test_a_preset_brings_its_size_and_amp_is_passed_on(cell):
         for flag in ("--image_size", "--max_epoch", "--batch_size"):
             assert (flag in train) == sized
         assert train[-4:] == ["--multi_lr", "1", "--n_clusters", "4"]
+
+
+def test_flags_of_ones_own_images_reach_the_script(cell):
+    args, folder, commands = cell
+    given = {"bands1": "4,3,2", "range2": "2%,98%", "pair_by": "(.*)_", "split": "folders",
+             "class_depth": 2, "include": ["*.tif"], "exclude": ["*_mask.png", "labels/*"]}
+    for name, value in given.items():
+        setattr(args, name, value)
+    cells.pretrain(args, folder / "new", 13, [], "f")
+    ((script, *words),) = commands
+    parsed = vars(autoencoder.parse_arguments(words))
+    assert script.endswith("autoencoder.py") and given.items() <= parsed.items()
 
 
 def test_an_epoch_that_is_not_trained_is_not_counted(cell):
