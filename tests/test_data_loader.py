@@ -160,6 +160,12 @@ def test_every_flag_of_the_images_reaches_the_config():
     assert config_of(parsed()) == DataConfig()
 
 
+def test_stage_2_may_move_places_and_takes_the_rest_from_the_checkpoint():
+    parser = ArgumentParser()
+    add_data_flags(parser, data_loader.MODULES, inherited=True)
+    assert vars(parser.parse_args([])) == vars(flags())
+
+
 @pytest.mark.parametrize("flag", ["bands2", "range2", "pair_by", "pairs"])
 def test_a_flag_for_two_sources_needs_a_second_one(flag):
     complaint(lambda: config_of(parsed("--data_name", "pairs", "--source1", "a", f"--{flag}", "x")),

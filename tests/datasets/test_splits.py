@@ -97,6 +97,7 @@ def test_two_of_the_folders_are_enough_at_the_top_or_within_classes(tmp_path, wo
         for word in words for kind in "ab" for number in range(3)))
     dataset = pairs(tmp_path, split="folders")
     assert dataset.class_names == ["a", "b"]
+    assert pairs(tmp_path, split="folders", class_depth=1).fingerprint == dataset.fingerprint
     for part, folders in zip(("train", "database", "query"), parts, strict=True):
         names = rows_named(dataset, part)
         assert len(names) == 6 and all(folders[0] in name.split("/") for name in names)
