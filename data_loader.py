@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -17,18 +17,19 @@ import torch
 from torch import Tensor
 
 from datasets import demo, dsrsid, eurosat, imagefolder, pairs, ucmerced
-from datasets.base import DataConfig, PairedDataset
+from datasets.base import DataConfig, PairedDataset, reject_foreign_flags
 from datasets.demo_scenes import demo_folder
+from datasets.lists import split_by_lists
 from datasets.sources import ImageSource
-from datasets.splits import check_parts, split_by_lists, split_by_seed, without_skipped
+from datasets.splits import check_parts, split_by_folders, split_by_seed, without_skipped
 from datasets.store import ImageStore, ahead, unreadable
 from datasets.transforms import Transform, to_device
 from engine.cli import Compute
 from engine.distributed import from_first
 from utils import InputError, rank, resolve_path, warn
 
-# A new data set: a file that has scenes(config) -> Scenes and may have QUERIES_PER_CLASS and PLACES
-# (docs/data.md), and its line here.
+# A new data set: a file that has scenes(config) -> Scenes and may have QUERIES_PER_CLASS, PLACES
+# or FLAGS (docs/data.md), and its line here.
 MODULES: dict[str, ModuleType] = {
     "EuroSAT": eurosat,
     "DSRSID": dsrsid,
@@ -58,14 +59,22 @@ def load_dataset(config: DataConfig) -> PairedDataset:
         raise InputError(f"--data_name {config.data_name} is not known: use one of "
                          f"{', '.join(MODULES)} (case does not matter)")
     module = MODULES[known]
+    reject_foreign_flags(config, known, {name: getattr(other, "FLAGS", frozenset())
+                                         for name, other in MODULES.items()})
     scenes = module.scenes(config)
-    name = scenes.name or known
+    name, remarks = scenes.name or known, list(scenes.remarks)
     split_dir = resolve_path(config.split_dir) if config.split_dir else scenes.split_dir
-    if split_dir is not None:
+    labels, class_names = scenes.labels, scenes.class_names
+    if config.split == "folders":
+        parts = split_by_folders(scenes, config, name)
+    elif split_dir is not None:
         parts, labels, class_names = split_by_lists(scenes, config, split_dir)
     else:
-        labels, class_names = scenes.labels, scenes.class_names
         parts = split_by_seed(scenes, config, name, getattr(module, "QUERIES_PER_CLASS", None))
+        if scenes.parts is not None:
+            there = [part for part in ("train", "val", "test") if part in scenes.parts]
+            remarks.append(f"the folders {', '.join(there)} are pooled and the queries drawn by "
+                           "--seed: --split folders takes their split")
     parts = without_skipped(parts, scenes.names, config.skip, name)
     check_parts(parts, labels, scenes.names, name)
     used = np.unique(np.concatenate(list(parts.values())))
@@ -75,7 +84,26 @@ def load_dataset(config: DataConfig) -> PairedDataset:
         source2=sources[1] if len(sources) == 2 else None,
         labels=None if labels is None else labels[used], class_names=class_names,
         **{part: np.searchsorted(used, rows) for part, rows in parts.items()},
-        source_names=scenes.source_names, note=scenes.note, listed=split_dir is not None)
+        source_names=scenes.source_names, note=scenes.note,
+        listed=split_dir is not None and config.split != "folders", remarks=remarks,
+        resolved=scenes.resolved)
+
+
+def config_of(args: argparse.Namespace, seed: int = 13) -> DataConfig:
+    """The config that flags describe.
+
+    Args:
+        args: with those of add_data_flags.
+        seed: draws the split.
+    Raises:
+        InputError: a flag for the second source of pairs that has none.
+    """
+    name = DATASETS.get(args.data_name.lower(), args.data_name)
+    if name == "pairs" and args.source2 in (None, "none"):
+        for flag in ("bands2", "range2", "pair_by", "pairs"):
+            if getattr(args, flag) is not None:
+                raise InputError(f"--{flag} needs a second source: name it with --source2")
+    return replace(DataConfig.of_flags(args), data_name=name, split_seed=seed)
 
 
 def load_readable(config: DataConfig, workers: int) -> tuple[PairedDataset, DataConfig]:
@@ -214,11 +242,12 @@ def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any]
     Raises:
         InputError: a flag contradicts the checkpoint, or the images or their split differ.
     """
-    config = _config_of(checkpoint)
+    config = DataConfig.of_checkpoint(checkpoint["data"])
     # Where things lie may have changed since: folders are not compared, their content is.
     places = {"data_dir"} | moved_places(config)
     moved = {}
-    for name in ("data_name", "data_dir", "source1", "source2", "split_dir", "max_per_class"):
+    for name in ("data_name", "data_dir", "source1", "source2", "split_dir", "max_per_class",
+                 "pairs"):
         value, known = getattr(args, name), getattr(config, name)
         if value is None:
             continue
@@ -239,16 +268,6 @@ def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any]
         raise InputError(f"the images, labels or split found in {folder} are not those of the "
                          "checkpoint: name the right --data_dir, or train again")
     return dataset, config
-
-
-def _config_of(checkpoint: dict[str, Any]) -> DataConfig:
-    names = {field.name for field in fields(DataConfig)}
-    known = {name: value for name, value in checkpoint["data"].items() if name in names}
-    skip = known.get("skip", ())
-    if not isinstance(skip, list | tuple):
-        raise InputError("the checkpoint's list of scenes that are left out is "
-                         f"{str(skip)[:40]}: it is damaged")
-    return DataConfig(**{**known, "skip": tuple(map(str, skip))})
 
 
 def moved_places(config: DataConfig) -> set[str]:

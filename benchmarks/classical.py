@@ -75,9 +75,10 @@ class Classical:
         return record
 
     def _settings(self, name: str) -> dict[str, Any]:
-        flags = ["backbone", "weights", "data_name", "source1", "split_dir", "max_per_class"]
+        flags = ["backbone", "weights", "data_name", "source1", "split_dir", "max_per_class",
+                 "bands1", "range1"]
         if name == "float-both":
-            flags.append("source2")
+            flags += ["source2", "bands2", "range2"]
         return {**{flag: getattr(self.args, flag) for flag in flags}, "seed": self.seed,
                 "fingerprint": self.dataset.fingerprint}
 

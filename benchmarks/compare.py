@@ -26,11 +26,12 @@ from benchmarks.classical import IMAGE_SIZE, Classical
 from benchmarks.methods import GROUPS, PAIRED, TITLES, TRAINED, USUAL
 from benchmarks.report import report
 from benchmarks.trained import pretrain, stop_scripts, train_and_test
-from data_loader import DATASETS, load_dataset, load_readable
-from datasets.base import DataConfig, PairedDataset
+from data_loader import config_of, load_dataset, load_readable
+from datasets.base import PairedDataset
 from datasets.store import unreadable
 from engine.checkpoint import LIMITS
 from engine.cli import ArgumentParser, number, run
+from engine.data_flags import add_own_image_flags
 from network import load_backbone
 from utils import LARGEST_SIDE, InputError, resolve_path
 
@@ -85,6 +86,7 @@ def _add_cell_flags(group: Group) -> None:
     add("--source2", help="as for autoencoder.py; pairs need it for a second view")
     add("--split_dir", help="published lists, if any")
     add("--max_per_class", type=whole, help="use at most so many images of each class")
+    add_own_image_flags(group)
     add("--skip_bad", action="store_true",
         help="as for autoencoder.py: leave out unreadable images")
     add("--backbone", default="mobilenet_v2", help="for the features and for the hash network")
@@ -137,11 +139,9 @@ def plan(args: Namespace, folder: Path, datasets: Mapping[int, PairedDataset],
 
 def load_datasets(args: Namespace) -> dict[int, PairedDataset]:
     """seed -> the images with the split of that seed. Raises InputError: they have no labels."""
-    name = DATASETS.get(args.data_name.lower(), args.data_name)
     datasets = {}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
-        config = DataConfig(name, args.data_dir, args.source1, args.source2, args.split_dir,
-                            args.max_per_class, seed)
+        config = config_of(args, seed)
         datasets[seed] = load_readable(config, 4)[0] if args.skip_bad else load_dataset(config)
     if datasets[args.first_seed].labels is None:
         raise InputError("these images have no labels, so there is nothing to compare: class "
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if methods != args.methods:
         left_out = ", ".join(name for name in args.methods if name not in methods)
         print(f"left out, there is no second source: {left_out}")
-    print(first.describe())
+    print(*first.remarks, first.describe(), sep="\n")
     folder = resolve_path(args.output_dir) / first.name.lower()
     claim(folder)
     cells = plan(args, folder, datasets, methods)

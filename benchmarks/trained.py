@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.cells import Record, check_settings, damaged, read_json, warnings_in
+from datasets.base import OWN_IMAGES
 from engine.checkpoint import load_checkpoint
 from myautoencoder import autoencoder
 from train import parse_arguments
@@ -88,9 +89,10 @@ def pretrain(args: Namespace, cell: Path, seed: int, flags: Iterable[object],
         InputError: a finished cell has other settings, or is damaged.
     """
     command = ["--data_name", args.data_name, "--data_dir", args.data_dir]
-    for name in ("source1", "source2", "split_dir", "max_per_class"):
-        if getattr(args, name) is not None:
-            command += [f"--{name}", getattr(args, name)]
+    for name in ("source1", "source2", "split_dir", "max_per_class", "split", *OWN_IMAGES):
+        value = getattr(args, name)
+        if value is not None:
+            command += [f"--{name}", *(value if isinstance(value, list) else [value])]
     command += ["--feature_backbone", args.backbone, "--feature_weights", args.weights]
     if args.skip_bad:
         command.append("--skip_bad")

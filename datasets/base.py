@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from argparse import Namespace
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datasets.containers import open_container
-from datasets.names import class_labels, common_names, files_by_name
+from datasets.names import class_labels, common_names, files_by_name, reject_empty_classes
 from datasets.sources import Decoder, ImageFiles, ImageSource
 from utils import InputError, resolve_path, sha256_of
+
+# Fields of DataConfig that a data set takes only where its FLAGS name them.
+OWN_IMAGES = ("bands1", "bands2", "range1", "range2", "pair_by", "pairs", "include", "exclude",
+              "class_depth")
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,58 @@ class DataConfig:
     max_per_class: int | None = None
     split_seed: int = 13
     skip: tuple[str, ...] = ()  # names of scenes left out: --skip_bad found them unreadable
+    bands1: str | None = None
+    bands2: str | None = None
+    range1: str | None = None
+    range2: str | None = None
+    pair_by: str | None = None
+    pairs: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    class_depth: int | None = None
+    split: str = "seed"  # or "folders"
+
+    @classmethod
+    def of_flags(cls, args: Namespace) -> DataConfig:
+        """With the fields that are flags and were given."""
+        given = {}
+        for entry in fields(cls):
+            value = getattr(args, entry.name, None)
+            if value is not None:
+                given[entry.name] = tuple(value) if isinstance(value, list) else value
+        return cls(**given)
+
+    @classmethod
+    def of_checkpoint(cls, entries: dict[str, Any]) -> DataConfig:
+        """With the fields that a checkpoint keeps, of which older ones lack some.
+
+        Raises:
+            InputError: a value that cannot be.
+        """
+        names = {entry.name for entry in fields(cls)}
+        given = {name: value for name, value in entries.items() if name in names}
+        for name in given.keys() & {"skip", "include", "exclude"}:
+            if isinstance(given[name], list | tuple):
+                given[name] = tuple(given[name])
+        for name, value in given.items():
+            if not _can_be(name, value):
+                raise InputError(f"the checkpoint's {name} is {str(value)[:40]!r}: it is damaged")
+        return cls(**given)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _can_be(name: str, value: Any) -> bool:
+    """Whether a field of DataConfig may have this value."""
+    if name in ("skip", "include", "exclude"):
+        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    if name in ("class_depth", "max_per_class"):
+        return value is None or (type(value) is int and value > 0)
+    if name == "split_seed":
+        return type(value) is int and value >= 0
+    needed = name in ("data_name", "data_dir", "split")
+    return isinstance(value, str) or (value is None and not needed)
 
 
 @dataclass
@@ -44,6 +98,9 @@ class Scenes:
     note: str = ""  # what a reader of a number must know: simulated sensors, generated images
     name: str | None = None  # of the data set, where it is not that of the table
     split_dir: Path | None = None  # list files that came with the images
+    parts: np.ndarray | None = None  # str (N,), the split that folders tell: train, val or test
+    remarks: list[str] = field(default_factory=list)  # on what was made of odd folders, to print
+    resolved: dict[str, str] = field(default_factory=dict)  # settings that the images decided
 
 
 @dataclass
@@ -62,6 +119,8 @@ class PairedDataset:
     source_names: tuple[str, str]
     note: str = ""
     listed: bool = False  # the split comes from list files, whose order its parts keep
+    remarks: list[str] = field(default_factory=list)  # as in Scenes, and so is resolved
+    resolved: dict[str, str] = field(default_factory=dict)
 
     @property
     def sources(self) -> list[ImageSource]:
@@ -121,6 +180,24 @@ def reject_source1(config: DataConfig, name: str) -> None:
                          f"{name} has one first source")
 
 
+def reject_foreign_flags(config: DataConfig, name: str, flags: Mapping[str, Set[str]]) -> None:
+    """Raise InputError for settings that data set `name` has no use for.
+
+    Args:
+        config: all settings.
+        name: of the data set.
+        flags: data set -> those of OWN_IMAGES that it takes.
+    """
+    if config.split not in ("seed", "folders"):
+        raise InputError(f"--split {config.split[:40]} is not known: use seed or folders")
+    if config.split == "folders" and config.split_dir:
+        raise InputError("--split folders and --split_dir are two splits: leave one out")
+    for flag in OWN_IMAGES:
+        takers = [other for other, taken in flags.items() if flag in taken]
+        if getattr(config, flag) and name not in takers:
+            raise InputError(f"--{flag} is for --data_name {' and '.join(takers)}, not for {name}")
+
+
 def ms_and_pan(config: DataConfig) -> tuple[str, str]:
     """The two views of a data set of multispectral and panchromatic images; --source1 ms or pan."""
     first = (config.source1 or "ms").lower()
@@ -145,8 +222,12 @@ def scenes_of_files(views: Sequence[tuple[Path, Decoder]], source_names: tuple[s
         InputError: no images, two of one name, or images without a partner.
     """
     containers = {root: open_container(root) for root, _ in views}  # two views may share one
-    files = {root: files_by_name(container, depth) for root, container in containers.items()}
-    names = common_names(files) if len(files) == 2 else sorted(files[views[0][0]])
+    files = {}
+    for root, container in containers.items():
+        reject_empty_classes(container)
+        files[root] = files_by_name(container, depth)
+    here, there = views[0][0], views[-1][0]
+    names = common_names(here, files[here], there, files[there])
     labels, class_names = class_labels(names)
     sources = [ImageFiles(containers[root], [files[root][name] for name in names], decoder)
                for root, decoder in views]

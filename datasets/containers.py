@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import zipfile
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from utils import InputError
@@ -83,11 +85,17 @@ class Zip:
             return member.read(claimed)  # read() alone unpacks all there is, whatever it claims
 
 
-def open_container(path: Path) -> Folder | Zip:
+def open_container(path: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()
+                   ) -> Folder | Zip:
     """A folder or a zip of images. Raises InputError when it is neither or holds no image."""
+    # STAND-IN of helper C for include and exclude: helper A's open_container replaces it.
     if not path.exists():
         raise InputError(f"{path} does not exist: expected a folder or a zip with images")
     container = Folder(path) if path.is_dir() else Zip(path)
+    for name in list(container.files):
+        unwanted = include and not any(fnmatch(name, pattern) for pattern in include)
+        if unwanted or any(fnmatch(name, pattern) for pattern in exclude):
+            del container.files[name]
     if not container.files:
         raise InputError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return container

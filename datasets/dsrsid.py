@@ -9,8 +9,8 @@ import numpy as np
 
 from datasets.base import DataConfig, Scenes, find, find_or_say, ms_and_pan, scenes_of_files
 from datasets.hdf5 import Hdf5Array, Hdf5Images, array_of, open_hdf5
+from datasets.lists import SPLIT_FILES
 from datasets.sources import RGB
-from datasets.splits import SPLIT_FILES
 from utils import InputError
 
 FILES = ("DSRSID.mat", "DSRSID")

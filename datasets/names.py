@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -10,17 +12,24 @@ import numpy as np
 from datasets.containers import Folder, Zip
 from utils import InputError, first_few
 
+# What folders that hold a published split are called, and which part of it that is.
+SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val",
+                 "validation": "val", "test": "test", "testing": "test", "query": "test"}
 
-def scene_key(path: str, depth: int) -> str:
-    """The name of a scene: the last `depth` parts of the path without extension (0: all)."""
-    parts = PurePosixPath(path.replace("\\", "/"))
-    parts = parts.with_suffix("").parts if parts.name else parts.parts
+
+def scene_key(path: str, depth: int = 0) -> str:
+    """The name of a scene: the last `depth` parts of the path without extension (0: all).
+
+    In NFC: one system writes é as one character, another one as two.
+    """
+    path = unicodedata.normalize("NFC", path.replace("\\", "/"))
+    # No more than an extension: of `a.jpg|0|1`, what follows the name must not be lost.
+    parts = PurePosixPath(re.sub(r"(?<=[^/])\.\w+$", "", path)).parts
     return "/".join(parts[-depth:] if depth else parts)
 
 
-def files_by_name(container: Folder | Zip, depth: int) -> dict[str, str]:
+def files_by_name(container: Folder | Zip, depth: int = 0) -> dict[str, str]:
     """Scene name -> file. Raises InputError when two files have the same name."""
-    _reject_empty_classes(container)
     files: dict[str, str] = {}
     for path in container.files:
         key = scene_key(path, depth)
@@ -31,67 +40,139 @@ def files_by_name(container: Folder | Zip, depth: int) -> dict[str, str]:
     return files
 
 
-def _reject_empty_classes(container: Folder | Zip) -> None:
+def reject_empty_classes(container: Folder | Zip) -> None:
     """Raise InputError where a folder beside the class folders holds no image."""
-    filled = {_folder_of(name) for name in container.files}
-    beside = {_folder_of(folder) for folder in filled if folder}
+    filled = {folder_of(name) for name in container.files}
+    beside = {folder_of(folder) for folder in filled if folder}
     # Folders that hold folders are no classes; what begins with a dot or an underscore is a tool's.
-    parents = {_folder_of(folder) for folder in container.folders | filled}
+    parents = {folder_of(folder) for folder in container.folders | filled}
     empty = []
     for folder in sorted(container.folders - filled - parents):
         hidden = folder.rpartition("/")[2].startswith((".", "_"))
-        if _folder_of(folder) in beside and not hidden:
+        if folder_of(folder) in beside and not hidden:
             empty.append(folder)
     if empty:
         raise InputError(f"{len(empty):,} class folders of {container.root} hold no image: "
                          f"{first_few(empty)}; add the images or remove the folders")
 
 
-def _folder_of(name: str) -> str:
+def folder_of(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def common_names(files: dict[Path, dict[str, str]]) -> list[str]:
+def without_shared_folder(names: Sequence[str]) -> list[str]:
+    """The names without the folders that hold all of them, as zips often have one.
+
+    So a zip and the folder that was unpacked from it have the same names.
+    """
+    folders = [folder_of(name).split("/") for name in names]
+    low, high = min(folders), max(folders)  # what these two share, all share
+    shared = 0
+    while shared < min(len(low), len(high)) and low[shared] == high[shared] != "":
+        shared += 1
+    return ["/".join(name.split("/")[shared:]) for name in names]
+
+
+# ---------------------------------------------------------------- pairs
+
+
+def common_names(here: Path, ours: Iterable[str], there: Path, theirs: Iterable[str],
+                 advice: str = "") -> list[str]:
     """The names that both places have, sorted.
 
+    Args:
+        here, there: folders or zips.
+        ours, theirs: the names of their scenes.
+        advice: the end of the message where names differ.
     Raises:
         InputError: an image without a partner; the message names the first ones.
     """
-    here, there = files
-    for one, other in ((here, there), (there, here)):
-        _reject_single(one, other, files[one].keys(), files[other].keys())
-    return sorted(files[here])
+    ours, theirs = set(ours), set(theirs)
+    _reject_single(here, there, ours, theirs, advice)
+    _reject_single(there, here, theirs, ours, advice)
+    return sorted(ours)
 
 
-def _reject_single(here: Path, there: Path, ours: Iterable[str], theirs: Iterable[str]) -> None:
+def _reject_single(here: Path, there: Path, ours: set[str], theirs: set[str], advice: str
+                   ) -> None:
     """Raise InputError when one of our names is not among theirs."""
-    alone = sorted(set(ours) - set(theirs))
+    alone = sorted(ours - theirs)
     if not alone:
         return
     # In another class folder? Then it is not lacking, but its label is wrong.
-    elsewhere = {key.rpartition("/")[2]: key for key in set(theirs) - set(ours)}
+    elsewhere = {key.rpartition("/")[2]: key for key in theirs - ours}
     moved = [f"{key} and {elsewhere[file]}" for key in alone
              if (file := key.rpartition("/")[2]) in elsewhere]
     if len(moved) == len(alone):
         raise InputError(f"{len(alone):,} images lie in one class folder in {here} and in another "
-                         f"in {there}: {first_few(moved)}")
+                         f"in {there}: {first_few(moved)}{advice}")
     raise InputError(f"{len(alone):,} images of {here} have no partner of the same name in "
-                     f"{there}: {first_few(alone)}")
+                     f"{there}: {first_few(alone)}{advice}")
 
 
-def class_labels(names: list[str]) -> tuple[np.ndarray | None, list[str]]:
+# ---------------------------------------------------------------- split and classes
+
+
+def split_folders(names: Sequence[str]) -> tuple[np.ndarray | None, list[str]]:
+    """Which part of a published split each image lies in, where all lie in such folders.
+
+    They are at the top, as train/forest/1, or within the classes, as forest/train/1.
+
+    Returns:
+        train, val or test for each of N names, or None; the names without that folder.
+    """
+    paths = [name.split("/") for name in names]
+    for place in (0, -2):
+        words = [path[place].lower() if len(path) > 1 else "" for path in paths]
+        parts = [SPLIT_FOLDERS.get(word) for word in words]
+        if None not in parts and len(set(parts)) > 1:
+            for path in paths:
+                del path[place]
+            return np.array(parts), ["/".join(path) for path in paths]
+    return None, list(names)
+
+
+def class_labels(names: Sequence[str], depth: int | None = None
+                 ) -> tuple[np.ndarray | None, list[str]]:
     """Labels, int64 (N,), from the folder of each name, and the classes; None without folders.
 
+    Args:
+        names: N of them.
+        depth: the class is the folder at this depth, from 1; None: the one that holds the image.
     Raises:
         InputError: some names have a folder and others have none.
     """
-    folders = [_folder_of(name) for name in names]
-    if not any(folders):
+    folders = [name.split("/")[:-1] for name in names]
+    flat = [name for name, path in zip(names, folders, strict=True) if len(path) < (depth or 1)]
+    if depth and flat:
+        raise InputError(f"{len(flat):,} images lie in fewer folders than --class_depth {depth}: "
+                         f"{first_few(flat)}")
+    if len(flat) == len(names):
         return None, []
-    flat = [name for name, folder in zip(names, folders, strict=True) if not folder]
     if flat:
         raise InputError(f"some images lie in class folders and {len(flat):,} do not: "
                          f"{first_few(flat)}")
-    classes = sorted(set(folders))
+    own = [path[depth - 1 if depth else -1] for path in folders]
+    classes = sorted(set(own))
     lookup = {name: number for number, name in enumerate(classes)}
-    return np.array([lookup[folder] for folder in folders], dtype=np.int64), classes
+    return np.array([lookup[name] for name in own], dtype=np.int64), classes
+
+
+def class_remarks(names: Sequence[str]) -> list[str]:
+    """What to say where the folders that hold images are no plain list of classes."""
+    places: dict[str, set[str]] = {}  # class -> the folders called so
+    for name in names:
+        folder = folder_of(name)
+        places.setdefault(folder.rpartition("/")[2], set()).add(folder)
+    remarks = []
+    several = [f"{name} lies in {len(found)} folders" for name, found in sorted(places.items())
+               if len(found) > 1]
+    if several:
+        remarks.append(f"{first_few(several)}: one class; --class_depth N takes the N-th folder "
+                       "from the top instead")
+    folders = set().union(*places.values())
+    inside = [folder for folder in sorted(folders) if folder_of(folder) in folders]
+    if inside:
+        remarks.append(f"class folders lie inside class folders and are classes of their own: "
+                       f"{first_few(inside)}; --class_depth 1 takes the outer one for all")
+    return remarks

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.base import DataConfig, Scenes, scenes_of_files
-from datasets.sources import RGB
+from datasets import folders
+from datasets.base import DataConfig, Scenes
 from utils import InputError, resolve_path
 
-PLACES = {"source1", "source2"}  # flags that name folders, which may be moved
+PLACES = {"source1", "source2", "pairs"}  # flags that name places, which may be moved
+FLAGS = folders.FLAGS | {"bands2", "range2", "pair_by", "pairs"}
 
 
 def scenes(config: DataConfig) -> Scenes:
     """Class folders give labels, flat folders none."""
     if not config.source1:
         raise InputError("--data_name pairs needs --source1 FOLDER (and --source2 FOLDER or none)")
-    folders = [config.source1]
+    given = [config.source1]
     if config.source2 not in (None, "none"):
-        folders.append(config.source2)
-    names = [Path(folder).name for folder in folders]
-    views = [(resolve_path(folder), RGB) for folder in folders]
-    return scenes_of_files(views, (names[0], names[1] if names[1:] else "none"))
+        given.append(config.source2)
+    names = [Path(folder).name for folder in given]
+    roots = [resolve_path(folder) for folder in given]
+    return folders.scenes_of_folders(config, roots, (names[0], names[1] if names[1:] else "none"))

@@ -1,152 +1,43 @@
-"""Which images train, which are the database, which are queries: by list files or by seed."""
+"""Which images train, which are the database, which are queries: by folders or by seed."""
 
 from __future__ import annotations
-
-from collections import Counter
-from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from datasets.base import DataConfig, Scenes
-from datasets.containers import IMAGE_SUFFIXES
-from datasets.names import scene_key
 from utils import InputError, first_few, warn
 
-SPLIT_FILES = {"train": "train.txt", "database": "database.txt", "query": "test.txt"}
+# ---------------------------------------------------------------- by folders
 
 
-# ---------------------------------------------------------------- list files
-
-
-def split_by_lists(scenes: Scenes, config: DataConfig, folder: Path
-                   ) -> tuple[dict[str, np.ndarray], np.ndarray | None, list[str]]:
-    """The split that train.txt, database.txt and test.txt of `folder` describe.
+def split_by_folders(scenes: Scenes, config: DataConfig, name: str) -> dict[str, np.ndarray]:
+    """The split that folders called train, val and test tell.
 
     Args:
         scenes: N of them.
-        config: says how many of each class are wanted.
-        folder: holds the lists.
+        config: says how many of each class are wanted, of each folder.
+        name: of the data set, for messages.
     Returns:
-        int64 rows of train, database and query, in the order of the lists; labels, int64 (N,) or
-        uint8 0/1 (N, C) as the lists give them (those of the scenes where the lists have none);
-        the names of the classes.
+        int64 rows: train; train and val as the database; test as queries. Of two folders, val
+        stands for the one that is missing.
     Raises:
-        InputError: missing or malformed lists, unknown or repeated images, labels that contradict
-            each other or the class folders.
+        InputError: there are no such folders.
     """
-    if not (folder / SPLIT_FILES["query"]).is_file():
-        raise InputError(f"--split_dir {folder} has no test.txt: expected train.txt, database.txt "
-                         "and test.txt, a path and a one-hot label a line")
-    parts: dict[str, np.ndarray] = {}
-    given: dict[int, np.ndarray] = {}  # row -> label
-    for part, file_name in SPLIT_FILES.items():
-        path = folder / file_name
-        if not path.is_file():
-            continue
-        paths, listed = _read_list(path)
-        parts[part] = _rows_of(paths, scenes.names, path)
-        if listed is not None:
-            _note_labels(given, parts[part], listed, scenes.names, path)
-    if "train" not in parts and "database" not in parts:
-        raise InputError(f"--split_dir {folder} has neither train.txt nor database.txt")
-    parts.setdefault("train", parts.get("database"))
-    parts.setdefault("database", parts["train"])
-    labels, class_names = _labels_of(given, parts, scenes, folder)
-    if config.max_per_class:
-        parts = {part: limit_rows(rows, labels, config.max_per_class, config.split_seed)
-                 for part, rows in parts.items()}
-    return parts, labels, class_names
-
-
-def _read_list(path: Path) -> tuple[list[str], np.ndarray | None]:
-    """A list file: a path and a one-hot (or multi-hot) label a line, the label optional."""
-    paths, rows = [], []
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    for number, line in enumerate(text.splitlines(), 1):
-        fields = line.split()
-        if not fields:
-            continue
-        # A path may hold spaces: it goes up to the field with an image's extension.
-        end = max((position for position, field in enumerate(fields)
-                   if PurePosixPath(field).suffix.lower() in IMAGE_SUFFIXES), default=0)
-        label = fields[end + 1:]
-        if not set(label) <= {"0", "1"} or (label and "1" not in label):
-            raise InputError(f"{path}, line {number}: expected a path and a label of 0 and 1 with "
-                             f"at least one 1, found {line[:80]!r}")
-        if rows and len(label) != len(rows[0]):
-            raise InputError(f"{path}, line {number}: {len(label)} label values, the lines before "
-                             f"have {len(rows[0])}")
-        paths.append(" ".join(fields[:end + 1]))
-        rows.append([value == "1" for value in label])
-    if not paths:
-        raise InputError(f"{path} is empty: expected a path and a label a line")
-    return paths, np.array(rows, dtype=np.uint8) if rows[0] else None
-
-
-def _rows_of(paths: list[str], names: list[str], path: Path) -> np.ndarray:
-    """The row of each scene that the list at `path` names; int64."""
-    lookup = {name: row for row, name in enumerate(names)}
-    # Names may lie at different depths: the longest that fits is meant.
-    depths = sorted({name.count("/") + 1 for name in names}, reverse=True)
-    keys = []
-    for item in paths:
-        candidates = [scene_key(item, depth) for depth in depths]
-        keys.append(next((key for key in candidates if key in lookup), candidates[0]))
-    unknown = [key for key in keys if key not in lookup]
-    if unknown:
-        raise InputError(f"{path} lists {len(unknown):,} images that the dataset does not have: "
-                         f"{first_few(unknown)}")
-    twice = [key for key, count in Counter(keys).items() if count > 1]
-    if twice:
-        raise InputError(f"{path} lists {len(twice):,} images twice: {first_few(twice)}")
-    return np.array([lookup[key] for key in keys], dtype=np.int64)
-
-
-def _note_labels(given: dict[int, np.ndarray], rows: np.ndarray, listed: np.ndarray,
-                 names: list[str], path: Path) -> None:
-    """Add the labels of one list to those of the lists before."""
-    for row, label in zip(rows, listed, strict=True):
-        if row in given and not np.array_equal(given[row], label):
-            raise InputError(f"{path} and another list of {path.parent} give {names[row]} "
-                             "different labels")
-        given[row] = label
-
-
-def _labels_of(given: dict[int, np.ndarray], parts: dict[str, np.ndarray], scenes: Scenes,
-               folder: Path) -> tuple[np.ndarray | None, list[str]]:
-    """Labels int64 (N,) when every row is one-hot, else uint8 (N, C); the names of the classes."""
-    if not given:
-        return scenes.labels, scenes.class_names
-    rows = np.unique(np.concatenate(list(parts.values())))
-    lengths = {len(given[row]) if row in given else 0 for row in rows}
-    if len(lengths) != 1:
-        raise InputError(f"the lists of {folder} have labels of different lengths, or some have "
-                         "none")
-    matrix = np.zeros((len(scenes.names), lengths.pop()), dtype=np.uint8)
-    matrix[rows] = [given[row] for row in rows]
-    columns = [str(column) for column in range(matrix.shape[1])]
-    if (matrix.sum(axis=1) > 1).any():
-        return matrix, columns
-    labels = matrix.argmax(axis=1).astype(np.int64)
-    if scenes.labels is not None:
-        _name_columns(columns, rows, labels, scenes, folder)
-    return labels, columns
-
-
-def _name_columns(columns: list[str], rows: np.ndarray, labels: np.ndarray, scenes: Scenes,
-                  folder: Path) -> None:
-    """Name the columns of one-hot labels after the class folders.
-
-    The numbering may differ from ours (the published one does); the grouping may not.
-    """
-    folder_of: dict[int, int] = {}
-    column_of: dict[int, int] = {}
-    for row in rows:
-        column, own = int(labels[row]), int(scenes.labels[row])
-        if folder_of.setdefault(column, own) != own or column_of.setdefault(own, column) != column:
-            raise InputError(f"the lists of {folder} give {scenes.names[row]} label {column}, but "
-                             "label and class folder do not go together elsewhere in the lists")
-        columns[column] = scenes.class_names[own]
+    if scenes.parts is None:
+        raise InputError(f"--split folders: the images of {name} do not lie in folders called "
+                         "train and test (or val): leave the flag out to draw the queries by "
+                         "--seed")
+    rows = {}
+    for part in ("train", "val", "test"):
+        rows[part] = np.flatnonzero(scenes.parts == part)
+        if config.max_per_class and len(rows[part]):
+            rows[part] = limit_rows(rows[part], scenes.labels, config.max_per_class,
+                                    config.split_seed)
+    if not len(rows["test"]):
+        return {"train": rows["train"], "database": rows["train"], "query": rows["val"]}
+    database = np.sort(np.concatenate((rows["train"], rows["val"])))
+    return {"train": rows["train"] if len(rows["train"]) else database, "database": database,
+            "query": rows["test"]}
 
 
 # ---------------------------------------------------------------- by seed
@@ -202,7 +93,7 @@ def limit_rows(rows: np.ndarray, labels: np.ndarray | None, limit: int, seed: in
     return rows[np.sort(kept)]
 
 
-# ---------------------------------------------------------------- of either kind
+# ---------------------------------------------------------------- of any kind
 
 
 def without_skipped(parts: dict[str, np.ndarray], names: list[str], skip: tuple[str, ...],

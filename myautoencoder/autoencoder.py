@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import hamming
-from data_loader import DATASETS, MODULES, load_dataset, load_readable, moved_places
+from data_loader import MODULES, config_of, load_dataset, load_readable, moved_places
 from datasets.base import DataConfig, PairedDataset
 from engine import cli
 from engine.checkpoint import LIMITS
@@ -162,9 +162,7 @@ def load_images(args: argparse.Namespace) -> tuple[PairedDataset, DataConfig]:
     if args.skip_bad and (args.features1 or args.features2):
         raise InputError("--skip_bad is for images, and the rows of --features1 and --features2 "
                          "would not fit those that are left: leave one out")
-    name = DATASETS.get(args.data_name.lower(), args.data_name)
-    data = DataConfig(name, args.data_dir, args.source1, args.source2, args.split_dir,
-                      args.max_per_class, args.seed)
+    data = config_of(args, args.seed)
     if args.skip_bad:
         dataset, data = load_readable(data, args.workers)
     else:
@@ -172,7 +170,9 @@ def load_images(args: argparse.Namespace) -> tuple[PairedDataset, DataConfig]:
     if "source2" not in moved_places(data):
         # What was found today, should another source appear beside it later.
         data = replace(data, source2=dataset.source_names[1])
-    return dataset, data
+    for remark in dataset.remarks:
+        print(remark)
+    return dataset, replace(data, **dataset.resolved)
 
 
 def count_sources(args: argparse.Namespace, dataset: PairedDataset) -> int:

@@ -11,12 +11,15 @@ import data_loader
 from data_loader import (
     DataConfig,
     ImageLoader,
+    config_of,
     inherit_dataset,
     load_dataset,
     moved_places,
 )
+from datasets.base import OWN_IMAGES
 from datasets.transforms import Transform
-from engine.cli import Compute
+from engine.cli import ArgumentParser, Compute
+from engine.data_flags import add_data_flags
 from engine.monitor import choose_R
 from image_helpers import (
     SCENES,
@@ -100,7 +103,8 @@ def test_the_file_of_a_data_set_says_how_many_queries_a_class_has(tmp_path, exam
 
 
 def flags(**given):
-    names = ("data_name", "data_dir", "source1", "source2", "split_dir", "max_per_class")
+    names = ("data_name", "data_dir", "source1", "source2", "split_dir", "max_per_class",
+                 "pairs")
     return Namespace(**{**dict.fromkeys(names), **given})
 
 
@@ -121,8 +125,86 @@ def test_folders_of_ones_own_may_be_moved_and_what_is_in_them_may_not(tmp_path, 
 
 def test_sources_that_are_no_folders_are_not_places():
     assert moved_places(DataConfig("EuroSAT")) == moved_places(DataConfig("demo")) == {"split_dir"}
-    assert moved_places(DataConfig("pairs")) == {"split_dir", "source1", "source2"}
+    assert moved_places(DataConfig("pairs")) == {"split_dir", "source1", "source2", "pairs"}
     assert moved_places(DataConfig("folder")) == {"split_dir", "source1"}
+
+
+# ------------------------------------------------------------ flags and older checkpoints
+
+
+@pytest.mark.parametrize(("data_name", "flag", "value", "takers"), [
+    ("EuroSAT", "bands1", "4,3,2", "pairs and folder"), ("demo", "exclude", ("*",), "pairs and"),
+    ("UCMerced", "class_depth", 1, "pairs and folder"), ("folder", "pair_by", "(.)", "pairs,"),
+    ("folder", "range2", "0,1", "pairs,")])
+def test_a_flag_that_a_data_set_has_no_use_for_is_an_error(tmp_path, data_name, flag, value,
+                                                           takers):
+    complaint(lambda: load(tmp_path, data_name=data_name, **{flag: value}), f"--{flag} is for",
+              takers, f"not for {data_name}")
+
+
+def parsed(*words):
+    parser = ArgumentParser()
+    add_data_flags(parser, data_loader.MODULES, inherited=False)
+    return parser.parse_args(words)
+
+
+def test_every_flag_of_the_images_reaches_the_config():
+    config = config_of(parsed(
+        "--data_name", "PAIRS", "--source1", "a", "--source2", "b", "--bands1", "4,3,2",
+        "--bands2", "1", "--range1", "0,9", "--range2", "2%,98%", "--pair_by", "(.)", "--pairs",
+        "c.csv", "--include", "*.tif", "*.jp2", "--exclude", "*_mask.png", "--class_depth", "2",
+        "--split", "folders", "--max_per_class", "5"), seed=7)
+    assert config == DataConfig(
+        "pairs", "data", "a", "b", None, 5, 7, (), "4,3,2", "1", "0,9", "2%,98%", "(.)", "c.csv",
+        ("*.tif", "*.jp2"), ("*_mask.png",), 2, "folders")
+    assert config_of(parsed()) == DataConfig()
+
+
+def test_stage_2_may_move_places_and_takes_the_rest_from_the_checkpoint():
+    parser = ArgumentParser()
+    add_data_flags(parser, data_loader.MODULES, inherited=True)
+    assert vars(parser.parse_args([])) == vars(flags())
+
+
+@pytest.mark.parametrize("flag", ["bands2", "range2", "pair_by", "pairs"])
+def test_a_flag_for_two_sources_needs_a_second_one(flag):
+    complaint(lambda: config_of(parsed("--data_name", "pairs", "--source1", "a", f"--{flag}", "x")),
+              f"--{flag} needs a second source")
+
+
+def test_a_checkpoint_without_the_younger_settings_is_read(tmp_path):
+    tree(tmp_path / "one", hollow(SCENES))
+    config = DataConfig("folder", source1=str(tmp_path / "one"), source2="none")
+    content = {"data": config.as_dict(), "fingerprint": load_dataset(config).fingerprint}
+    for name in ("skip", "split", *OWN_IMAGES):
+        del content["data"][name]
+    dataset, found = inherit_dataset(flags(), content)
+    assert found == config and len(dataset.names) == len(SCENES)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("skip", 5), ("skip", [5]), ("include", "*"), ("include", None), ("exclude", [None]),
+    ("bands1", 4), ("range2", ["0"]), ("pair_by", True), ("pair_by", "("), ("pairs", 1),
+    ("pairs", "nowhere"), ("class_depth", True), ("class_depth", 0), ("class_depth", 2**70),
+    ("split", None), ("split", "x"), ("max_per_class", -1), ("source1", 3)])
+def test_settings_of_a_checkpoint_that_cannot_be_are_one_sentence(tmp_path, name, value):
+    tree(tmp_path / "one", hollow(SCENES))
+    config = DataConfig("pairs", source1=str(tmp_path / "one"), source2=str(tmp_path / "one"))
+    content = {"data": config.as_dict() | {name: value}, "fingerprint": "f"}
+    complaint(lambda: inherit_dataset(flags(), content), name)
+
+
+def test_a_table_of_pairs_may_be_moved(tmp_path):
+    tree(tmp_path / "one", hollow(SCENES))
+    rows = "".join(f"{name}.jpg,{name}.jpg\n" for name in SCENES[6:])
+    tree(tmp_path, {"old.csv": rows.encode(), "new/new.csv": rows.encode()})
+    config = DataConfig("pairs", source1=str(tmp_path / "one"), source2=str(tmp_path / "one"),
+                        pairs=str(tmp_path / "old.csv"))
+    content = {"data": config.as_dict(), "fingerprint": load_dataset(config).fingerprint}
+    (tmp_path / "old.csv").unlink()
+    complaint(lambda: inherit_dataset(flags(), content), "old.csv is not there")
+    dataset, moved = inherit_dataset(flags(pairs=str(tmp_path / "new" / "new.csv")), content)
+    assert dataset.names == sorted(SCENES[6:]) and moved.pairs.endswith("new.csv")
 
 
 # ------------------------------------------------------------ images in batches

@@ -53,12 +53,9 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
 
 def load_images(args: argparse.Namespace) -> PairedDataset:
     """The dataset of `add_image_flags`. Raises InputError as load_dataset."""
-    from data_loader import DATASETS, load_dataset
-    from datasets.base import DataConfig
+    from data_loader import config_of, load_dataset
 
-    name = DATASETS.get(args.data_name.lower(), args.data_name)
-    return load_dataset(DataConfig(name, args.data_dir, args.source1, args.source2,
-                                   args.split_dir, args.max_per_class))
+    return load_dataset(config_of(args))
 
 
 # ---------------------------------------------------------------- measuring

@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import compare
 from benchmarks import trained as cells
+from myautoencoder import autoencoder
 from utils import InputError
 
 
@@ -60,7 +61,8 @@ def test_a_finished_cell_is_read(cell):
 @pytest.mark.parametrize(("name", "value", "says"), [
     ("source1", "elsewhere", "source1"), ("backbone", "resnet34", "feature_backbone"),
     ("weights", "w.pth", "feature_weights"), ("max_per_class", 5, "max_per_class"),
-    ("split_dir", "lists", "split_dir")])
+    ("split_dir", "lists", "split_dir"), ("split", "folders", "split"),
+    ("bands1", "4,3,2", "bands1"), ("exclude", ["*.png", "*.gif"], "exclude")])
 def test_an_autoencoder_of_other_settings_is_not_read(cell, name, value, says):
     args, folder, _ = cell
     setattr(args, name, value)
@@ -122,6 +124,18 @@ def test_a_preset_brings_its_size_and_amp_is_passed_on(cell):
         for flag in ("--image_size", "--max_epoch", "--batch_size"):
             assert (flag in train) == sized
         assert train[-4:] == ["--multi_lr", "1", "--n_clusters", "4"]
+
+
+def test_flags_of_ones_own_images_reach_the_script(cell):
+    args, folder, commands = cell
+    given = {"bands1": "4,3,2", "range2": "2%,98%", "pair_by": "(.*)_", "split": "folders",
+             "class_depth": 2, "include": ["*.tif"], "exclude": ["*_mask.png", "labels/*"]}
+    for name, value in given.items():
+        setattr(args, name, value)
+    cells.pretrain(args, folder / "new", 13, [], "f")
+    ((script, *words),) = commands
+    parsed = vars(autoencoder.parse_arguments(words))
+    assert script.endswith("autoencoder.py") and given.items() <= parsed.items()
 
 
 def test_an_epoch_that_is_not_trained_is_not_counted(cell):

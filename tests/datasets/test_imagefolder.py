@@ -1,6 +1,7 @@
 """A folder or zip of class folders, one source."""
 
 import numpy as np
+import pytest
 
 from image_helpers import CLASSES, SCENES, complaint, hollow, load, noise, scenes, tree
 
@@ -33,10 +34,11 @@ def test_a_zip_is_as_good_as_the_folder_and_called_after_its_stem(tmp_path):
         assert np.array_equal(dataset.source1.read(7), plain.source1.read(7))
 
 
-def test_class_folders_at_different_depths_keep_their_whole_names(tmp_path):
+def test_the_class_is_the_folder_that_holds_the_image(tmp_path):
     tree(tmp_path / "one", hollow(f"{kind}/{number}" for kind in ("top/city", "top/land/wet")
                                   for number in range(3)))
-    assert folder(tmp_path / "one").class_names == ["top/city", "top/land/wet"]
+    dataset = folder(tmp_path / "one")
+    assert dataset.class_names == ["city", "wet"] and dataset.names[-1] == "land/wet/2"
 
 
 def test_the_queries_are_a_tenth_of_the_smallest_class(tmp_path):
@@ -51,5 +53,38 @@ def test_what_a_folder_cannot_be_is_said(tmp_path):
     complaint(lambda: folder(tmp_path / "nowhere"), "nowhere does not exist")
     tree(tmp_path / "one", hollow(SCENES))
     complaint(lambda: folder(tmp_path / "one", source2="x"), "--source2 x", "one source", "pairs")
-    tree(tmp_path / "single", hollow(["images/a", "images/b"]))
-    complaint(lambda: folder(tmp_path / "single"), "single has images of one class only")
+    tree(tmp_path / "single", hollow(["a/x/1", "a/y/2"]))
+    complaint(lambda: folder(tmp_path / "single", class_depth=2), "fewer folders")
+
+
+@pytest.mark.parametrize("form", ["{n}", "images/{n}", "top/images/{n}", "{half}/images/{n}"])
+@pytest.mark.parametrize("place", ["one", "one.zip"])
+def test_one_folder_of_images_is_no_class(tmp_path, form, place):
+    tree(tmp_path / place, hollow(form.format(n=n, half=n % 2) for n in range(20)))
+    dataset = folder(tmp_path / place)
+    assert dataset.labels is None and len(dataset.query) == 2
+    assert len(dataset.remarks) == ("/" in form)
+    assert all("no classes" in remark for remark in dataset.remarks)
+
+
+def test_a_class_in_several_folders_is_one_class_with_a_remark(tmp_path):
+    tree(tmp_path / "one", hollow(f"{place}/{kind}/{n}" for place in ("alps", "rhine", "elbe")
+                                  for kind in ("Forest", "River") for n in range(4)))
+    dataset = folder(tmp_path / "one")
+    assert dataset.class_names == ["Forest", "River"] and len(set(dataset.names)) == 24
+    assert np.bincount(dataset.labels).tolist() == [12, 12]
+    assert dataset.remarks == ["Forest lies in 3 folders, River lies in 3 folders: one class; "
+                               "--class_depth N takes the N-th folder from the top instead"]
+    places = folder(tmp_path / "one", class_depth=1)
+    assert places.class_names == ["alps", "elbe", "rhine"] and places.remarks == []
+    for row, name in enumerate(places.names):
+        assert places.class_names[places.labels[row]] == name.split("/")[0]
+
+
+def test_globs_choose_images_and_may_empty_folders(tmp_path):
+    tree(tmp_path / "one", hollow(SCENES) | hollow((f"{name}_mask" for name in SCENES), ".png")
+         | hollow(["labels/1", "labels/2"], ".png"))
+    complaint(lambda: folder(tmp_path / "one", exclude=("*_mask.png",), class_depth=2), "fewer")
+    for chosen in ({"exclude": ("*_mask.png", "labels/*")}, {"include": ("*.jpg",)}):
+        dataset = folder(tmp_path / "one", **chosen)
+        assert dataset.names == sorted(SCENES) and dataset.class_names == list(CLASSES)

@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 
-from image_helpers import CLASSES, SCENES, complaint, hollow, load, noise, pairs, scenes, tree
+from image_helpers import (
+    CLASSES,
+    SCENES,
+    complaint,
+    hollow,
+    lists,
+    load,
+    noise,
+    pairs,
+    scenes,
+    tree,
+)
 
 
 def test_pairs_match_by_name_whatever_the_extension(tmp_path):
@@ -43,7 +54,7 @@ def test_images_without_partner_are_counted_and_named_with_their_folder(tmp_path
     complaint(lambda: pairs(tmp_path, source2=str(tmp_path / "two")),
               f"5 images of {tmp_path / having}",
               "Forest/Forest_1, Forest/Forest_2, Forest/Forest_3 and 2 more",
-              f"in {tmp_path / lacking}")
+              f"in {tmp_path / lacking}", "--pair_by or --pairs")
 
 
 def test_two_files_of_one_name_are_an_error(tmp_path):
@@ -56,3 +67,123 @@ def test_two_files_of_one_name_are_an_error(tmp_path):
 def test_some_images_outside_class_folders_are_an_error(tmp_path):
     tree(tmp_path / "one", hollow(["a/x", "b/y", "stray"]))
     complaint(lambda: pairs(tmp_path), "1 do not: stray")
+
+
+# ------------------------------------------------------------ folders that hold everything
+
+
+def test_a_zip_with_a_folder_of_its_own_pairs_with_a_folder(tmp_path):
+    tree(tmp_path / "one.zip", scenes(prefix="S2/images/"))
+    tree(tmp_path / "two", scenes(".png", kind="PNG"))
+    dataset = load(tmp_path, data_name="pairs", source1=str(tmp_path / "one.zip"),
+                   source2=str(tmp_path / "two"))
+    assert dataset.names == sorted(SCENES) and dataset.class_names == list(CLASSES)
+    for row, name in enumerate(dataset.names):
+        assert np.array_equal(dataset.source2.read(row), noise(name + ".png", 8, 8, 3))
+
+
+def test_names_are_compared_in_nfc_and_files_opened_by_their_own(tmp_path):
+    tree(tmp_path / "one", scenes(names=["W\u00e4lder/\u00fc", "sea/b", "sea/c"]))
+    tree(tmp_path / "two", scenes(names=["Wa\u0308lder/u\u0308", "sea/b", "sea/c"]))
+    dataset = pairs(tmp_path, source2=str(tmp_path / "two"), class_depth=1, split_dir=lists(
+        tmp_path / "split", train=["W\u00e4lder/\u00fc", "sea/b"], test=["sea/c"]))
+    assert dataset.names == ["W\u00e4lder/\u00fc", "sea/b", "sea/c"]
+    assert dataset.class_names == ["W\u00e4lder", "sea"]
+    assert dataset.source1.read(0).shape == dataset.source2.read(0).shape
+    tree(tmp_path / "one", scenes(names=["Wa\u0308lder/u\u0308"]))
+    complaint(lambda: pairs(tmp_path), "two images named W\u00e4lder/\u00fc")
+
+
+# ------------------------------------------------------------ pairs by rule
+
+
+def ruled(root, rule, **settings):
+    return pairs(root, source2=str(root / "two"), pair_by=rule, **settings)
+
+
+def shown(dataset, source):
+    """The files of a source, which tell which image is whose partner."""
+    return dataset.sources[source].files
+
+
+@pytest.fixture
+def sensors(tmp_path):
+    """S2_<n> in class folders, S1_<n> in one folder, sorted otherwise."""
+    tree(tmp_path / "one", hollow(f"{'ab'[n % 2]}/S2_2020{n:02d}_{n}" for n in range(12)))
+    tree(tmp_path / "two", hollow((f"radar/S1_2019{31 - n}_{n}" for n in range(12)), ".tif"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("rule", [r"S[12]_\d+_(.*)", r"_(\d+)$", r"(?:S1|S2)_(20)\d+_(\d+)"])
+def test_what_the_rule_finds_pairs_images_and_source_1_gives_names_and_labels(sensors, rule):
+    dataset = ruled(sensors, rule)
+    assert dataset.class_names == ["a", "b"] and dataset.names[0] == "a/S2_202000_0"
+    numbers = [[file.rpartition("_")[2].partition(".")[0] for file in shown(dataset, source)]
+               for source in (0, 1)]
+    assert numbers[0] == numbers[1] and len(set(numbers[0])) == 12
+
+
+@pytest.mark.parametrize(("rule", "parts"), [
+    ("S[12]", ["has no group"]), ("(", ["no regular expression"]),
+    ("S2_(.*)", ["finds nothing in 12 names", "two", "S1_"]),
+    (r"(S[12])", ["gives two images", "one", "a/S2_202000_0 and a/S2_202002_2"]),
+    (r"(\d+_\d+)$", ["12 images", "no partner", "202000_0"])])
+def test_a_rule_that_does_not_fit_is_one_sentence(sensors, rule, parts):
+    complaint(lambda: ruled(sensors, rule), *parts)
+
+
+def test_an_image_without_partner_by_the_rule_is_an_error(sensors):
+    tree(sensors / "two", hollow(["radar/S1_201999_99"]))
+    complaint(lambda: ruled(sensors, r"_(\d+)$"), "1 images", "two", "no partner", "99")
+
+
+# ------------------------------------------------------------ pairs by table
+
+
+def tabled(root, text, **settings):
+    (root / "pairs.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return pairs(root, source2=str(root / "two"), pairs=str(root / "pairs.csv"), **settings)
+
+
+ROWS = [("a/S2_202002_2.jpg", "radar/S1_201925_6.tif"), ("b/S2_202003_3.jpg", "S1_201930_1"),
+        ("a/S2_202000_0", "radar/S1_201931_0.tif"), ("b/S2_202001_1.jpg", "radar/S1_201922_9.tif")]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", ", "])
+@pytest.mark.parametrize("header", ["", "optical{}radar\n", "\n"])
+def test_a_table_pairs_what_it_lists_and_the_rest_is_counted(sensors, separator, header):
+    text = header.format(separator) + "\r\n".join(separator.join(row) for row in ROWS)
+    dataset = tabled(sensors, "\ufeff" + text)
+    assert shown(dataset, 0) == ["a/S2_202000_0.jpg", "a/S2_202002_2.jpg", "b/S2_202001_1.jpg",
+                                 "b/S2_202003_3.jpg"]
+    assert shown(dataset, 1) == ["radar/S1_201931_0.tif", "radar/S1_201925_6.tif",
+                                 "radar/S1_201922_9.tif", "radar/S1_201930_1.tif"]
+    assert dataset.class_names == ["a", "b"] and dataset.labels.tolist() == [0, 0, 1, 1]
+    assert [remark.split(" are not")[0] for remark in dataset.remarks] == [
+        f"8 of 12 images of {sensors / folder}" for folder in ("one", "two")]
+
+
+def test_quoted_paths_may_hold_the_separator(tmp_path):
+    tree(tmp_path / "one", hollow(["a, b", "c", "d"]))
+    tree(tmp_path / "two", hollow(["e", "f; g", "h"]))
+    dataset = tabled(tmp_path, '"a, b.jpg",e.jpg\nc.jpg,f; g.jpg\nd.jpg,h.jpg\n')
+    assert shown(dataset, 1) == ["e.jpg", "f; g.jpg", "h.jpg"]
+
+
+@pytest.mark.parametrize(("text", "parts"), [
+    ("a/S2_202002_2.jpg,radar/S1_201925_6.tif\na/S2_9.jpg,radar/S1_201930_1.tif",
+     ["pairs.csv, line 2", "'a/S2_9.jpg'", "one"]),
+    ("a/S2_202002_2.jpg,radar/S1_9.tif", ["pairs.csv, line 1", "'radar/S1_9.tif'", "two"]),
+    ("a/S2_202002_2.jpg\n", ["line 1", "two paths"]), ("x,y\na/S2_202002_2.jpg,", ["line 2"]),
+    ("a/S2_202002_2.jpg,radar/S1_201925_6.tif\na/S2_202000_0.jpg,radar/S1_201925_6.tif",
+     ["line 2", "also in line 1"]),
+    ("", ["empty"]), ("a,b\n", ["pairs.csv, line 1"]), (b"\xe4,b\n", ["no UTF-8"]),
+    ("a/S2_202002_2.jpg,radar/S1_201925_6.tif,1", ["line 1", "two paths"])])
+def test_a_table_that_does_not_fit_names_its_line(sensors, text, parts):
+    complaint(lambda: tabled(sensors, text), *parts)
+
+
+def test_a_rule_and_a_table_or_no_table_at_all_is_an_error(sensors):
+    complaint(lambda: tabled(sensors, "a,b", pair_by="(.)"), "--pair_by and --pairs")
+    complaint(lambda: pairs(sensors, source2=str(sensors / "two"), pairs="nowhere.csv"),
+              "nowhere.csv is not there")

@@ -1,4 +1,4 @@
-"""Who trains, who is in the database, who asks: by seed, by list files, and errors in them."""
+"""Who trains, who is in the database, who asks: by seed or by folders, and errors."""
 
 import io
 import shutil
@@ -10,13 +10,11 @@ from PIL import Image
 from engine.monitor import choose_R
 from image_helpers import (
     CLASSES,
-    PUBLISHED_COLUMN,
     SCENES,
     complaint,
     hollow,
     lists,
     load,
-    one_hot,
     pairs,
     published,
     rows_named,
@@ -66,160 +64,83 @@ def test_max_per_class_limits_every_class_and_its_images_follow(eurosat):
     assert len(load(eurosat, max_per_class=500).names) == len(SCENES)
 
 
-# ------------------------------------------------------------ by list files
+# ------------------------------------------------------------ by folders
 
 
-def test_published_lists_keep_order_prefix_and_numbering(eurosat, tmp_path):
-    order = np.random.default_rng(0).permutation(len(SCENES))
-    names = [SCENES[number] for number in order]
-    split = lists(tmp_path / "split", train=map(published, names[6:]),
-                  database=[published(name, "/other/place/") for name in names[30:5:-1]],
-                  test=map(published, names[:6]))
-    dataset = load(eurosat, split_dir=split)
-    assert rows_named(dataset, "train") == names[6:]
-    assert rows_named(dataset, "database") == names[30:5:-1]
-    assert rows_named(dataset, "query") == names[:6]
-    assert dataset.labels.dtype == np.int64
-    assert dataset.class_names == ["River", "Forest", "Highway"]
-    for name, label in zip(dataset.names, dataset.labels, strict=True):
-        assert dataset.class_names[label] == name.split("/")[0]
+def test_folders_called_train_val_and_test_are_a_split_and_no_classes(tmp_path):
+    names = [f"{part}/{kind}/{number}" for part, count in (("Train", 6), ("val", 2), ("TEST", 3))
+             for kind in ("Forest", "River") for number in range(count)]
+    tree(tmp_path / "one", hollow(names))
+    dataset = pairs(tmp_path, split="folders")
+    assert dataset.class_names == ["Forest", "River"] and dataset.remarks == []
+    for part, folders in (("train", ["Train"]), ("database", ["Train", "val"]),
+                          ("query", ["TEST"])):
+        expected = sorted(name for name in names if name.split("/")[0] in folders)
+        assert rows_named(dataset, part) == expected
+        own = [dataset.class_names[label] for label in dataset.labels[getattr(dataset, part)]]
+        assert own == [name.split("/")[1] for name in expected]
+    pooled = pairs(tmp_path)
+    assert pooled.class_names == ["Forest", "River"] and len(pooled.names) == 22
+    assert len(pooled.query) == 2  # a tenth of each class of eleven
+    assert any("--split folders" in remark for remark in pooled.remarks)
 
 
-def test_lists_name_a_part_of_the_images(eurosat, tmp_path):
-    split = lists(tmp_path / "split", database=map(published, SCENES[20:30]),
-                  test=map(published, SCENES[3:5]))
-    dataset = load(eurosat, split_dir=split)
-    assert sorted(dataset.names) == sorted(SCENES[20:30] + SCENES[3:5])
-    assert rows_named(dataset, "train") == rows_named(dataset, "database") == SCENES[20:30]
-    for row, name in enumerate(dataset.names):
-        expected = np.asarray(Image.open(io.BytesIO(scenes(names=[name])[f"{name}.jpg"])))
-        assert np.array_equal(dataset.source1.read(row), expected)
+@pytest.mark.parametrize(("words", "parts"), [
+    (("train", "test"), (["train"], ["train"], ["test"])),
+    (("training", "validation"), (["training"], ["training"], ["validation"])),
+    (("valid", "query"), (["valid"], ["valid"], ["query"]))])
+@pytest.mark.parametrize("form", ["top/{word}/{kind}/{number}", "{kind}/{word}/{number}",
+                                  "{word}/images/{kind}/{number}"])
+def test_two_of_the_folders_are_enough_at_the_top_or_within_classes(tmp_path, words, parts, form):
+    tree(tmp_path / "one", hollow(
+        form.format(word=word, kind=kind, number=number)
+        for word in words for kind in "ab" for number in range(3)))
+    dataset = pairs(tmp_path, split="folders")
+    assert dataset.class_names == ["a", "b"]
+    assert pairs(tmp_path, split="folders", class_depth=1).fingerprint == dataset.fingerprint
+    for part, folders in zip(("train", "database", "query"), parts, strict=True):
+        names = rows_named(dataset, part)
+        assert len(names) == 6 and all(folders[0] in name.split("/") for name in names)
 
 
-def test_max_per_class_shortens_lists_in_their_order(eurosat, tmp_path):
-    names = SCENES[::-1]
-    split = lists(tmp_path / "split", train=map(published, names[5:]),
-                  test=map(published, names[:5]))
-    dataset = load(eurosat, split_dir=split, max_per_class=4)
-    chosen = rows_named(dataset, "train")
-    assert np.bincount(dataset.labels[dataset.train]).tolist() == [4, 4, 4]
-    assert chosen == [name for name in names if name in chosen] == rows_named(dataset, "database")
-    assert len(dataset.query) == 4
+def test_split_folders_without_classes_have_no_labels(tmp_path):
+    tree(tmp_path / "one", hollow(f"{part}/images/{number}" for part in ("train", "test")
+                                  for number in range(4)))
+    dataset = pairs(tmp_path, split="folders")
+    assert dataset.labels is None and len(dataset.query) == 4
+    assert "no classes" in dataset.remarks[0]
 
 
-def test_lists_without_labels_take_those_of_the_folders(eurosat, tmp_path):
-    split = lists(tmp_path / "split", train=[f"x/{name}.jpg" for name in SCENES[4:]],
-                  test=[f"x/{name}.jpg" for name in SCENES[:4]])
-    dataset = load(eurosat, split_dir=split)
-    assert dataset.class_names == list(CLASSES)
-    folders = [name.split("/")[0] for name in dataset.names]
-    assert [CLASSES[label] for label in dataset.labels] == folders
+def test_max_per_class_limits_each_class_of_each_split_folder(tmp_path):
+    tree(tmp_path / "one", hollow(f"{part}/{kind}/{number}" for part in ("train", "val", "test")
+                                  for kind in "ab" for number in range(5)))
+    dataset = pairs(tmp_path, split="folders", max_per_class=2)
+    assert [len(dataset.train), len(dataset.database), len(dataset.query)] == [4, 8, 4]
+    assert set(dataset.train) < set(dataset.database)
 
 
-def test_multi_hot_labels_belong_to_their_images(tmp_path):
-    tree(tmp_path / "one", hollow(f"{number}" for number in range(6)))
-    given = {"4": "1 1 0", "2": "0 1 0", "0": "0 0 1", "5": "1 1 1"}
-    split = lists(tmp_path / "split",
-                  train=[f"{name}.jpg {given[name]}" for name in ("4", "2", "0")],
-                  test=[f"5.png {given['5']}"])
-    dataset = pairs(tmp_path, split_dir=split)
-    assert dataset.labels.dtype == np.uint8 and len(dataset.class_names) == 3
-    for name, label in zip(dataset.names, dataset.labels, strict=True):
-        assert " ".join(map(str, label)) == given[name]
+def test_a_class_called_test_is_a_class(tmp_path):
+    tree(tmp_path / "one", hollow(f"{kind}/{number}" for kind in ("test", "train", "water")
+                                  for number in range(3)))
+    dataset = pairs(tmp_path)
+    assert dataset.class_names == ["test", "train", "water"] and dataset.remarks == []
+    complaint(lambda: pairs(tmp_path, split="folders"), "do not lie in folders called train")
 
 
-def test_lists_of_paths_with_spaces_and_a_byte_order_mark(tmp_path):
-    tree(tmp_path / "one", hollow(["farm land/a 1", "farm land/a 2", "water/b 1"]))
-    split = lists(tmp_path / "split", train=["\ufefffarm land/a 1.jpg 1 0", "water/b 1.jpg 0 1"],
-                  test=["farm land/a 2.jpg 1 0"])
-    dataset = pairs(tmp_path, split_dir=split)
-    assert rows_named(dataset, "train") == ["farm land/a 1", "water/b 1"]
-    assert dataset.class_names == ["farm land", "water"]
-
-
-def test_lists_find_images_at_different_depths(tmp_path):
-    tree(tmp_path / "one", hollow(["city/a", "land/wet/b", "land/wet/c"]))
-    split = lists(tmp_path / "split", train=["x/city/a.jpg", "x/land/wet/b.jpg"],
-                  test=["y/z/land/wet/c.jpg"])
-    assert rows_named(pairs(tmp_path, split_dir=split), "train") == ["city/a", "land/wet/b"]
+def test_two_splits_at_once_are_an_error(eurosat):
+    complaint(lambda: load(eurosat, split="folders"), "--split folders", "EuroSAT")
+    complaint(lambda: load(eurosat, split="folders", split_dir="x"), "--split_dir", "leave one")
 
 
 # ------------------------------------------------------------ what is wrong is said in one line
 
 
-@pytest.mark.parametrize("part", ["train", "database"])
-def test_queries_inside_training_or_database_are_an_error(eurosat, tmp_path, part):
-    parts = {"train": SCENES[10:], "database": SCENES[10:], "test": SCENES[:10]}
-    parts[part] = SCENES[6:]
-    split = lists(tmp_path / "split",
-                  **{name: map(published, items) for name, items in parts.items()})
-    complaint(lambda: load(eurosat, split_dir=split), f"4 queries are also in the {part} set",
-              "Forest/Forest_10", "and 1 more")
-
-
-def bad_split(eurosat, train, test=None, **more):
-    split = lists(eurosat / "split", train=train, test=test or [published(SCENES[0])], **more)
-    return lambda: load(eurosat, split_dir=split)
-
-
-def test_list_with_unknown_images_names_them(eurosat):
-    train = [published(name) for name in [*SCENES[1:], "Forest/Forest_98", "River/River_99"]]
-    complaint(bad_split(eurosat, train), "train.txt lists 2 images",
-              "Forest/Forest_98, River/River_99")
-    complaint(bad_split(eurosat, ["/ 0 1 0"]), "train.txt lists 1 images")
-
-
-def test_list_with_an_image_twice_names_it(eurosat):
-    train = [published(SCENES[1]), published(SCENES[2]), published(SCENES[1], "elsewhere/")]
-    complaint(bad_split(eurosat, train), "train.txt lists 1 images twice: Forest/Forest_2")
-
-
-@pytest.mark.parametrize("label", ["0 2 0", "0 0 0", "0 one 0", "0.5 0 0"])
-def test_list_with_a_bad_label_names_the_line(eurosat, label):
-    train = [published(SCENES[1]), "", f"{SCENES[2]}.jpg {label}"]
-    complaint(bad_split(eurosat, train), "train.txt, line 3", "Forest/Forest_3.jpg")
-
-
-def test_lists_with_labels_of_different_lengths_are_an_error(eurosat):
-    complaint(bad_split(eurosat, [published(SCENES[1]), f"{SCENES[2]}.jpg 0 1"]),
-              "train.txt, line 2", "2 label values", "3")
-    complaint(bad_split(eurosat, [f"{name}.jpg" for name in SCENES[1:]]), "different lengths")
-    complaint(bad_split(eurosat, [f"{name}.jpg 1 0" for name in SCENES[1:]]), "different lengths")
-
-
-def test_list_labels_that_disagree_with_class_folders_are_an_error(eurosat):
-    wrong = [published(name) for name in SCENES[1:]]
-    wrong[20] = wrong[20].replace(one_hot(PUBLISHED_COLUMN["Highway"]),
-                                  one_hot(PUBLISHED_COLUMN["River"]))
-    complaint(bad_split(eurosat, wrong), "class folder")
-    # Two folders in one column.
-    merged = [published(name).replace(one_hot(2), one_hot(0)) for name in SCENES[1:]]
-    complaint(bad_split(eurosat, merged), "class folder")
-    # One folder in two columns.
-    columns = {name: PUBLISHED_COLUMN[name.split("/")[0]] for name in SCENES}
-    columns |= dict.fromkeys(SCENES[7:9], 3)
-    divided = [f"{name}.jpg {one_hot(column, 4)}" for name, column in columns.items()]
-    complaint(bad_split(eurosat, divided[1:], divided[:1]), "Forest/Forest_8", "class folder")
-
-
-def test_two_lists_that_label_an_image_differently_are_an_error(eurosat):
-    database = [f"{SCENES[1]}.jpg {one_hot(2)}"]
-    complaint(bad_split(eurosat, [published(SCENES[1])], database=database), "different labels",
-              SCENES[1])
-
-
-def test_missing_or_empty_lists_are_an_error(eurosat):
-    complaint(lambda: load(eurosat, split_dir=str(eurosat / "nowhere")), "nowhere", "test.txt")
-    complaint(bad_split(eurosat, []), "train.txt is empty")
-    only = lists(eurosat / "only", test=[published(SCENES[0])])
-    complaint(lambda: load(eurosat, split_dir=only), "neither train.txt nor database.txt")
-
-
 def test_one_class_or_one_image_is_an_error(tmp_path, eurosat):
     tree(tmp_path / "one", hollow(["a/1", "a/2", "a/3"]))
-    complaint(lambda: pairs(tmp_path), "one class only")
+    complaint(lambda: pairs(tmp_path, class_depth=1), "fewer folders than --class_depth 1")
     river = [published(name) for name in SCENES if name.startswith("River")]
-    complaint(bad_split(eurosat, river[1:], river[:1]), "one class only")
+    split = lists(tmp_path / "split", train=river[1:], test=river[:1])
+    complaint(lambda: load(eurosat, split_dir=split), "one class only")
     tree(tmp_path / "one", hollow(["b/1"]))
     complaint(lambda: pairs(tmp_path), "1 classes", "fewer than 2 images: b")
     shutil.rmtree(tmp_path / "one")

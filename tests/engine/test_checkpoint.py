@@ -194,7 +194,8 @@ def use(path, kind, folder):
     if kind == "mrhash-autoencoder-1":
         rebuild_autoencoder(content, path)
         feature_files_of(content, path, [None, None])
-        names = ("data_name", "data_dir", "source1", "source2", "split_dir", "max_per_class")
+        names = ("data_name", "data_dir", "source1", "source2", "split_dir", "max_per_class",
+                     "pairs")
         inherit_dataset(Namespace(**dict.fromkeys(names)), content)
     else:
         rebuild_hash_network(content, path)
