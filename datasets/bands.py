@@ -1,78 +1,33 @@
-"""Which bands of the user's own files are seen, and which stretch makes 8 bits of them."""
+"""The user's own files as images of 8 bits: chosen bands, one file a band, a stretch."""
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
 
 from datasets.colours import (
+    NO_RANGE,
+    WHICH_BANDS,
     Stretch,
     Unsuited,
     as_rgb,
-    listed,
     numbers_of,
     render,
     to_uint8,
 )
 from datasets.containers import Folder, Zip
-from datasets.pixels import decode_rgb, deep_grey, header_size
+from datasets.pixels import grey_numbers, header_size
+from datasets.ranges import Limit, drawn, parse_range, written
 from datasets.rasters import Numbers, driver_of, open_raster
 from datasets.sources import RGB, Decoder, ImageFiles, ImageSource
-from utils import InputError, progress, sha256_of
-
-SAMPLE_IMAGES = 200  # evenly spaced ones, of which percentages are drawn
-SAMPLE_PIXELS = 1 << 16  # of each band of one of them, evenly spaced
-NO_RASTER = "no TIFF or JPEG 2000 file: --bands{number} and --range{number} are for these"
-
-
-@dataclass(frozen=True)
-class Limit:
-    """One end of a stretch. percent: of the pixels are below, in place of the value itself."""
-
-    value: float
-    percent: bool
-
-
-def parse_range(text: str, flag: str) -> list[tuple[Limit, Limit]]:
-    """`LOW,HIGH`, numbers or percentages, or several such pairs with semicolons.
-
-    Raises:
-        InputError: another text, or ends that are not in order.
-    """
-    pairs = []
-    for words in text.split(";"):
-        ends = [_limit(word.strip()) for word in words.split(",")]
-        if len(ends) != 2 or None in ends:
-            raise InputError(f"{flag} {text} is not understood: expected LOW,HIGH such as 0,3000 "
-                             "or 2%,98%, or such a pair for each band with ; between them")
-        low, high = ends
-        if low.percent == high.percent and not 0 < high.value - low.value < math.inf:
-            raise InputError(f"{flag} {text}: the first of {words.strip()} must be below the "
-                             "second")
-        pairs.append((low, high))
-    return pairs
-
-
-def _limit(word: str) -> Limit | None:
-    percent = word.endswith("%")
-    try:
-        value = float(word.removesuffix("%"))
-    except ValueError:
-        return None
-    return Limit(value, percent) if math.isfinite(value) and not (
-        percent and not 0 <= value <= 100) else None
-
-
-def written(stretch: Stretch) -> str:
-    """A stretch as `parse_range` reads it, to the last bit."""
-    return ";".join(f"{low!r},{high!r}".replace(".0,", ",").removesuffix(".0")
-                    for low, high in stretch)
+from utils import InputError, sha256_of
 
 
 @dataclass(frozen=True)
@@ -97,21 +52,160 @@ class View:
         """
         if driver_of(data):
             with open_raster(data) as raster:
-                if any(band.colour == "palette" for band in raster.bands):
-                    raise ValueError("numbers of a colour table, which have no order: leave out "
-                                     "the range")
                 return numbers_of(raster, self.bands)
-        deep = deep_grey(data) if self.bands is None else None
-        if deep is None:
-            raise Unsuited("no TIFF or JPEG 2000 file", "bands and ranges are for these: leave out "
-                           "--bands{number} and --range{number}")
-        return deep
+        grey = grey_numbers(data) if self.bands is None else None
+        if grey is None:
+            raise Unsuited("--bands and --range are for TIFF and JPEG 2000 files and for grey "
+                           "images, which this is not", NO_RANGE)
+        return grey
 
     def read(self, data: bytes) -> np.ndarray:
         """A file as uint8 (H, W, 3)."""
         if driver_of(data):
             return render(data, self.bands, self.stretch)
-        if self == View():
-            return decode_rgb(data)
-        numbers = self.numbers(data)
-        return as_rgb(to_uint8(numbers, self.stretch))
+        return as_rgb(to_uint8(self.numbers(data), self.stretch))
+
+
+# ---------------------------------------------------------------- one file a band
+
+
+class BandFiles(ImageSource):
+    """Scenes of which each band is a file of its own; brought to the largest band's shape.
+
+    The smaller ones are enlarged bilinearly, after they have become 8 bits.
+    """
+
+    def __init__(self, container: Folder | Zip, scenes: Sequence[tuple[str, ...]],
+                 stretch: Stretch | None = None) -> None:
+        """scenes: names of the one or three files of each. stretch: as in View."""
+        self.container, self.scenes, self.stretch = container, list(scenes), stretch
+        self.value_range = stretch and written(stretch)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def stamp(self, cache_dir: Path | None) -> str:
+        """Changes with names, sizes and content of the files, and with the stretch."""
+        names = [name for scene in self.scenes for name in scene]
+        return sha256_of("one file a band", self.value_range, len(self), *names,
+                         self.checksums(cache_dir))
+
+    def checksums(self, cache_dir: Path | None) -> np.ndarray:
+        """One of the content of each scene, int64 (N,)."""
+        names = [name for scene in self.scenes for name in scene]
+        of_files = iter(self.container.checksums(names, cache_dir).tolist())
+        return np.array([zlib.crc32(repr([next(of_files) for _ in scene]).encode())
+                         for scene in self.scenes], np.int64)
+
+    def where(self, index: int) -> str:
+        return f"{self.container.root}: {', '.join(self.scenes[index])}"
+
+    def numbers(self, index: int) -> list[Numbers]:
+        """What is stored in the files of a scene, one band each.
+
+        Raises:
+            Unsuited: a scene of two or more than three files, or files of several bands.
+        """
+        scene = self.scenes[index]
+        if len(scene) not in (1, 3):
+            raise Unsuited(f"{len(scene)} files for the bands of a scene", WHICH_BANDS)
+        found = []
+        for name in scene:
+            numbers = View().numbers(self.container.read_bytes(name))
+            if len(numbers.values) != 1:
+                raise Unsuited(f"{name} has {len(numbers.values)} bands, expected one in each file "
+                               "of a scene", "leave out --bands{number} or the files of more bands")
+            found.append(numbers)
+        return found
+
+    def read(self, index: int) -> np.ndarray:
+        numbers = self.numbers(index)
+        pairs = [None] * len(numbers) if self.stretch is None else self.stretch
+        if len(pairs) == 1:
+            pairs = [*pairs] * len(numbers)
+        planes = [to_uint8(one, pair and [pair])[0]
+                  for one, pair in zip(numbers, pairs, strict=True)]
+        height, width = max((plane.shape for plane in planes), key=math.prod)
+        return as_rgb(np.stack([_enlarged(plane, height, width) for plane in planes]))
+
+    def size(self, index: int) -> tuple[int, int]:
+        sizes = [header_size(self.container.read_bytes(name)) for name in self.scenes[index]]
+        return max(sizes, key=math.prod)
+
+    def subset(self, rows: np.ndarray) -> BandFiles:
+        return BandFiles(self.container, [self.scenes[row] for row in rows], self.stretch)
+
+
+def _enlarged(plane: np.ndarray, height: int, width: int) -> np.ndarray:
+    if plane.shape == (height, width):
+        return plane
+    image = Image.fromarray(np.ascontiguousarray(plane))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
+# ---------------------------------------------------------------- what the user asked for
+
+
+def open_view(container: Folder | Zip, files: Sequence[str] | Sequence[tuple[str, ...]],
+              bands: str | None = None, value_range: str | None = None, number: int = 1
+              ) -> ImageSource:
+    """The user's own files as a source of images, looked at before all of them are decoded.
+
+    Args:
+        container: where they lie.
+        files: a name for each scene, or a tuple of names, one file a band.
+        bands: what --bands says, see `choose`; for tuples it has chosen the files already.
+        value_range: what --range says, see `parse_range`.
+        number: of the source, 1 or 2, as the flags have it.
+    Returns:
+        A source. Its `value_range` has numbers where percentages were asked for.
+    Raises:
+        InputError: flags that cannot be understood, or files that need others.
+    """
+    pairs = None if value_range is None else parse_range(value_range, f"--range{number}")
+    if bands is not None and len(bands.split(",")) not in (1, 3):
+        raise InputError(f"--bands{number} {bands}: expected one band, or three with commas "
+                         "between them, by number (from 1) or description")
+    if files and not isinstance(files[0], str):
+        source_with = partial(BandFiles, container, files)
+        numbers, rows = source_with().numbers, [0]
+    else:
+        source_with = partial(_image_files, container, files, bands)
+        rows = list({PurePosixPath(name).suffix: row  # the first of each kind
+                     for row, name in reversed(list(enumerate(files)))}.values())
+
+        def numbers(row: int) -> list[Numbers]:
+            return [View(bands).numbers(container.read_bytes(files[row]))]
+
+    for row in rows:
+        _look_at(source_with(), row, numbers, pairs, number)
+    return source_with(pairs and drawn(pairs, numbers, len(files), f"--range{number}"))
+
+
+def _image_files(container: Folder | Zip, files: Sequence[str], bands: str | None,
+                 stretch: Stretch | None = None) -> ImageFiles:
+    view = View(bands, stretch)
+    decoder = RGB if view == View() else Decoder(view.read, key=view.key)
+    source = ImageFiles(container, files, decoder)
+    source.value_range = stretch and written(stretch)
+    return source
+
+
+def _look_at(source: ImageSource, row: int, numbers: Callable[[int], list[Numbers]],
+             pairs: list[tuple[Limit, Limit]] | None, number: int) -> None:
+    """Raise InputError when a file needs other flags than were given."""
+    try:
+        if pairs is None:
+            source.read(row)
+            return
+        count = sum(len(one.values) for one in numbers(row))
+    except Unsuited as error:
+        raise InputError(f"{source.where(row)}: {error}: {error.advice.format(number=number)}"
+                         ) from None
+    except InputError:
+        raise
+    except Exception:  # it is named with all others that are damaged when they are decoded
+        return
+    if len(pairs) not in (1, count):
+        raise InputError(f"--range{number} has {len(pairs)} pairs, but {source.where(row)} shows "
+                         f"{count} band{'s' if count > 1 else ''}: give one pair, or one for each")

@@ -25,6 +25,7 @@ class Unsuited(ValueError):
 
 
 WHICH_BANDS = "choose one or three of them with --bands{number}, such as --bands{number} 3,2,1"
+NO_RANGE = "leave out --bands{number} and --range{number}"
 WHICH_RANGE = ("say which values become black and white with --range{number} LOW,HIGH or "
                "--range{number} 2%,98%")
 
@@ -71,16 +72,13 @@ def to_uint8(numbers: Numbers, stretch: Stretch | None = None) -> np.ndarray:
 
     Args:
         numbers: of an image.
-        stretch: a pair for each band; linear, clipped, rounded.
+        stretch: a pair for each band, or one for all; linear, clipped, rounded.
     Raises:
         Unsuited: neither 8 nor 16 bits, and no stretch.
     """
     values, valid, depth = numbers.values, numbers.valid, numbers.depth
     if stretch is not None:
-        pixels = np.empty(values.shape, np.uint8)
-        for band, (low, high) in enumerate(stretch):
-            scaled = (values[band].astype(np.float64) - low) * (255 / (high - low))
-            pixels[band] = np.rint(np.clip(np.nan_to_num(scaled), 0, 255))
+        pixels = _stretched(values, stretch)
     elif values.dtype == np.uint8:
         # Those of fewer bits, too, reach from black to white.
         pixels = values if depth == 8 else np.rint(
@@ -99,6 +97,17 @@ def to_uint8(numbers: Numbers, stretch: Stretch | None = None) -> np.ndarray:
     return pixels
 
 
+def _stretched(values: np.ndarray, stretch: Stretch) -> np.ndarray:
+    if len(stretch) not in (1, len(values)):
+        raise ValueError(f"{len(values)} bands, but a range for {len(stretch)}")
+    pixels = np.empty(values.shape, np.uint8)
+    for band, plane in enumerate(values):
+        low, high = stretch[band % len(stretch)]
+        scaled = (plane.astype(np.float64) - low) * (255 / (high - low))
+        pixels[band] = np.rint(np.clip(np.nan_to_num(scaled), 0, 255))
+    return pixels
+
+
 def _limits(numbers: Numbers) -> str:
     values = numbers.values if numbers.valid is None else numbers.values[numbers.valid]
     return f" from {values.min():.6g} to {values.max():.6g}" if values.size else ", all nodata"
@@ -110,8 +119,12 @@ def as_rgb(pixels: np.ndarray) -> np.ndarray:
 
 
 def numbers_of(raster: Raster, bands: str | None = None) -> Numbers:
-    """The numbers of the bands that are to be shown. Raises Unsuited, see `choose`."""
-    return raster.read(choose(raster.bands, bands))
+    """The numbers of the bands that are to be shown. Raises Unsuited: see `choose`, or a palette.
+    """
+    chosen = choose(raster.bands, bands)
+    if any(raster.bands[band].colour == "palette" for band in chosen):
+        raise Unsuited("the numbers of a colour table, which have no order", NO_RANGE)
+    return raster.read(chosen)
 
 
 def render(data: bytes, bands: str | None = None, stretch: Stretch | None = None) -> np.ndarray:
@@ -119,23 +132,20 @@ def render(data: bytes, bands: str | None = None, stretch: Stretch | None = None
 
     Args:
         data: the bytes of the file.
-        bands: see `choose`; None, too, for the colours that a palette, CMYK or alpha stand for.
-        stretch: see `to_uint8`; one pair serves all bands.
+        bands: see `choose`.
+        stretch: see `to_uint8`.
     Raises:
         Unsuited: an image for which `bands` or `stretch` must be given.
         ValueError: damaged, or too large.
     """
     with open_raster(data) as raster:
         colours = [band.colour for band in raster.bands]
-        if bands is None and colours[:4] == CMYK and set(colours[4:]) <= {"alpha"}:
-            return _from_cmyk(to_uint8(raster.read(range(4)), stretch and stretch * 4))
-        chosen = choose(raster.bands, bands)
-        if {colours[band] for band in chosen} == {"palette"} and stretch is None:
-            return _from_palette(raster, chosen[:1])
-        numbers = raster.read(chosen)
-        if stretch is not None and len(stretch) == 1:
-            stretch = [*stretch] * len(chosen)
-        pixels = to_uint8(numbers, stretch)
+        if bands is None and stretch is None:
+            if colours[:4] == CMYK and set(colours[4:]) <= {"alpha"}:
+                return _from_cmyk(to_uint8(raster.read(range(4))))
+            if colours in (["palette"], ["palette", "alpha"]):
+                return _from_palette(raster)
+        pixels = to_uint8(numbers_of(raster, bands), stretch)
         alpha = colours.index("alpha") if "alpha" in colours else None
         if alpha is not None and raster.structure(alpha).get("ALPHA") == "PREMULTIPLIED":
             pixels = _unmultiplied(pixels, to_uint8(raster.read([alpha]))[0])
@@ -147,8 +157,8 @@ def _from_cmyk(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(Image.merge("CMYK", inks).convert("RGB"))
 
 
-def _from_palette(raster: Raster, band: list[int]) -> np.ndarray:
-    numbers, table = raster.read(band), raster.colour_table()
+def _from_palette(raster: Raster) -> np.ndarray:
+    numbers, table = raster.read([0]), raster.colour_table()
     pixels = table[np.minimum(numbers.values[0], len(table) - 1)]
     return pixels if numbers.valid is None else pixels * numbers.valid[0][..., None]
 

@@ -83,10 +83,12 @@ def decode_rgb(data: bytes) -> np.ndarray:
     return render(data) if driver_of(data) else np.asarray(open_rgb(data))
 
 
-def deep_grey(data: bytes) -> Numbers | None:
-    """The numbers of a 16-bit grey image of Pillow's kinds (PNG); None: another kind of pixels."""
+def grey_numbers(data: bytes) -> Numbers | None:
+    """The numbers of a grey image of Pillow's kinds, 8 or 16 bits; None: it has colours."""
     image = _upright(data)
-    return Numbers(_deep_values(image)[None], depth=16) if image.mode in DEEP else None
+    if image.mode in DEEP:
+        return Numbers(_deep_values(image)[None], depth=16)
+    return Numbers(np.array(image)[None]) if image.mode == "L" else None
 
 
 def header_size(data: bytes) -> tuple[int, int]:

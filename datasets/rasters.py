@@ -224,10 +224,11 @@ def open_raster(data: bytes) -> Iterator[Raster]:
 
 def _check(file: Any) -> None:
     check_shape(file.height, file.width)
-    together = file.count if (file.interleaving or "").lower() == "pixel" else 1
+    pixelwise = file.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL"
     size = max(np.dtype(dtype.replace("complex_int16", "complex64")).itemsize
                for dtype in file.dtypes)
-    if max(height * width for height, width in file.block_shapes) * together * size > MOST_BLOCK:
+    block = max(height * width for height, width in file.block_shapes)
+    if block * size * (file.count if pixelwise else 1) > MOST_BLOCK:
         raise ValueError("blocks of more than 1 GiB, more than any scene needs")
 
 
