@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from datasets.rasters import Band, Numbers, Raster, open_raster
+from datasets.rasters import EXTRA_SAMPLE, Band, Numbers, Raster, open_raster, tiff_tag
 
-CMYK = ["cyan", "magenta", "yellow", "black"]
+SPACES = {"CMYK": "CMYK", "YCbCr": "YCbCr", "CIELAB": "LAB"}  # GDAL's name -> Pillow's
+MULTIPLIED = 1  # EXTRA_SAMPLE: the colours were multiplied by alpha
 Stretch = Sequence[tuple[float, float]]  # for each band what becomes 0 and what becomes 255
 
 
@@ -31,9 +32,10 @@ WHICH_RANGE = ("say which values become black and white with --range{number} LOW
 
 
 def listed(bands: Sequence[Band]) -> str:
-    """The bands of a file in words: number, description where there is one, type."""
-    words = [f"{number} {band.name}".strip() + f" ({band.dtype})"
-             for number, band in enumerate(bands, start=1)]
+    """The bands of a file in words: number, description or colour where known, type."""
+    known = {"undefined": "", "gray": ""}
+    words = [f"{number} {band.name or known.get(band.colour, band.colour)}".strip()
+             + f" ({band.dtype})" for number, band in enumerate(bands, start=1)]
     more = f" and {len(words) - 30} more" if len(words) > 30 else ""
     return f"{len(words)} band{'s' if len(words) > 1 else ''}: {', '.join(words[:30])}{more}"
 
@@ -114,13 +116,14 @@ def _limits(numbers: Numbers) -> str:
 
 
 def as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """One or three bands (bands, H, W) as colours (H, W, 3): grey is repeated."""
-    return np.ascontiguousarray(np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0))
+    """One or three bands (bands, H, W) as colours (H, W, 3), a view: grey is repeated."""
+    return np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0)
 
 
 def numbers_of(raster: Raster, bands: str | None = None) -> Numbers:
-    """The numbers of the bands that are to be shown. Raises Unsuited: see `choose`, or a palette.
-    """
+    """The numbers of the bands that are to be shown. Raises Unsuited: see `choose`, or colours."""
+    if raster.space and bands is None:
+        raise Unsuited(f"{raster.space} colours", "save the images as RGB")
     chosen = choose(raster.bands, bands)
     if any(raster.bands[band].colour == "palette" for band in chosen):
         raise Unsuited("the numbers of a colour table, which have no order", NO_RANGE)
@@ -141,20 +144,24 @@ def render(data: bytes, bands: str | None = None, stretch: Stretch | None = None
     with open_raster(data) as raster:
         colours = [band.colour for band in raster.bands]
         if bands is None and stretch is None:
-            if colours[:4] == CMYK and set(colours[4:]) <= {"alpha"}:
-                return _from_cmyk(to_uint8(raster.read(range(4))))
+            if raster.space in SPACES and len(raster.pages) == 1:
+                return _from_space(raster, SPACES[raster.space])
             if colours in (["palette"], ["palette", "alpha"]):
                 return _from_palette(raster)
+            if "alpha" in colours and tiff_tag(data, EXTRA_SAMPLE) == MULTIPLIED:
+                alpha = to_uint8(raster.read([colours.index("alpha")]))
+                return as_rgb(_unmultiplied(to_uint8(numbers_of(raster)), alpha))
         pixels = to_uint8(numbers_of(raster, bands), stretch)
-        alpha = colours.index("alpha") if "alpha" in colours else None
-        if alpha is not None and raster.structure(alpha).get("ALPHA") == "PREMULTIPLIED":
-            pixels = _unmultiplied(pixels, to_uint8(raster.read([alpha]))[0])
     return as_rgb(pixels)
 
 
-def _from_cmyk(pixels: np.ndarray) -> np.ndarray:
-    inks = [Image.fromarray(np.ascontiguousarray(plane)) for plane in pixels]
-    return np.asarray(Image.merge("CMYK", inks).convert("RGB"))
+def _from_space(raster: Raster, mode: str) -> np.ndarray:
+    bands = Image.new(mode, (1, 1)).getbands()
+    pixels = np.ascontiguousarray(to_uint8(raster.read(range(len(bands)))))
+    if mode == "LAB":
+        pixels[1:] ^= 128  # signed in TIFF, from 0 in Pillow
+    image = Image.merge(mode, [Image.fromarray(plane) for plane in pixels])
+    return np.asarray(image.convert("RGB"))
 
 
 def _from_palette(raster: Raster) -> np.ndarray:

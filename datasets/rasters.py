@@ -21,6 +21,7 @@ MOST_PIXELS = 64_000_000
 MOST_ELONGATED = 32  # the longer side, by the shorter one
 MOST_BLOCK = 1 << 30  # bytes that are unpacked at once
 MOST_PAGES = 256
+ORIENTATION, EXTRA_SAMPLE = 274, 338  # tags of TIFF
 # How a file starts, whatever its name says -> the one driver that may open it: others could be
 # told by the file to read from other files and addresses.
 DRIVERS = {b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff",
@@ -53,23 +54,27 @@ def driver_of(data: bytes) -> str | None:
     return next((driver for magic, driver in DRIVERS.items() if data.startswith(magic)), None)
 
 
-# ---------------------------------------------------------------- orientation
+# ---------------------------------------------------------------- what the file says of itself
 
 
-def tiff_orientation(data: bytes) -> int:
-    """Tag 274 of the first page of a TIFF, as EXIF counts it, 1 to 8; rasterio leaves it aside."""
+def tiff_tag(data: bytes, wanted: int) -> int | None:
+    """The one number that a tag of 16 bits has on the first page of a TIFF; None: it has no such.
+
+    For what rasterio leaves aside; Pillow does not open each TIFF.
+    """
+    if driver_of(data) != "GTiff":
+        return None
     order, big = "<" if data[:2] == b"II" else ">", b"+" in data[2:4]  # BigTIFF
-    start, count, head, entry, value = (8, "Q", 8, 20, 12) if big else (4, "H", 2, 12, 8)
+    size, head, entry = ("Q", 8, 20) if big else ("I", 2, 12)
     # Of a damaged file rasterio complains.
     with contextlib.suppress(struct.error, OverflowError):
-        first, = struct.unpack_from(order + ("Q" if big else "I"), data, start)
-        entries, = struct.unpack_from(order + count, data, first)
+        first, = struct.unpack_from(order + size, data, 8 if big else 4)
+        entries, = struct.unpack_from(order + ("Q" if big else "H"), data, first)
         for place in range(first + head, first + head + min(entries, 4096) * entry, entry):
-            tag, = struct.unpack_from(order + "H", data, place)
-            if tag == 274:
-                orientation, = struct.unpack_from(order + "H", data, place + value)
-                return orientation if 1 <= orientation <= 8 else 1
-    return 1
+            tag, _, count, value = struct.unpack_from(f"{order}HH{size}H", data, place)
+            if tag == wanted:
+                return value if count == 1 else None
+    return None
 
 
 def turned(planes: np.ndarray, orientation: int) -> np.ndarray:
@@ -118,9 +123,15 @@ class Numbers:
 class Raster:
     """An open TIFF or JPEG 2000 file."""
 
-    def __init__(self, pages: list[Any], orientation: int) -> None:
-        """pages: rasterio's datasets, all of one shape. orientation: as EXIF counts it."""
-        self.pages, self.orientation = pages, orientation
+    def __init__(self, pages: list[Any], orientation: int, space: str | None) -> None:
+        """What `open_raster` found.
+
+        Args:
+            pages: rasterio's datasets, all of one shape.
+            orientation: as EXIF counts it.
+            space: a colour space other than RGB that the numbers of the first bands are in.
+        """
+        self.pages, self.orientation, self.space = pages, orientation, space
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -168,8 +179,10 @@ class Raster:
                            self.orientation)
         structure = self.structure(chosen[0])
         depth = int(structure.get("NBITS", 8 * numbers.itemsize))
+        # Of several bands, whatever the tag says, each is a measurement.
+        grey = len([band for band in self.bands if band.colour != "alpha"]) == 1
         return Numbers(turned(numbers, self.orientation), known, depth,
-                       structure.get("MINISWHITE") == "YES")
+                       grey and structure.get("MINISWHITE") == "YES")
 
     def colour_table(self) -> np.ndarray:
         """Red, green and blue of each number in a palette image: uint8 (numbers, 3)."""
@@ -215,10 +228,19 @@ def open_raster(data: bytes) -> Iterator[Raster]:
         try:
             first = stack.enter_context(memory.open(driver=driver))
             _check(first)
-            orientation = tiff_orientation(data) if driver == "GTiff" else 1
-            yield Raster(_pages(first, memory.name, orientation, stack), orientation)
-        except rasterio.errors.RasterioError as error:
-            reason = str(error.__cause__ or error).replace(memory.name, "file")
+            found = tiff_tag(data, ORIENTATION)
+            orientation = found if found in range(1, 9) else 1
+            pages, space = _pages(first, memory.name, stack), _space(first)
+            if space:  # GDAL's own RGB of these takes the orientation strip by strip
+                raw = rasterio.open(f"GTIFF_RAW:{memory.name}", driver="GTiff")
+                pages[0] = stack.enter_context(raw)
+            yield Raster(pages, orientation, space)
+        except (ValueError, MemoryError):
+            raise
+        except Exception as error:  # rasterio raises many kinds for a damaged file
+            reason = str(error.__cause__ or error)
+            for name in (memory.name, memory.name.rpartition("/")[2]):  # drawn anew each time
+                reason = reason.replace(name, "file")
             raise ValueError(f"damaged: {reason}") from None
 
 
@@ -232,18 +254,19 @@ def _check(file: Any) -> None:
         raise ValueError("blocks of more than 1 GiB, more than any scene needs")
 
 
-def _pages(first: Any, name: str, orientation: int, stack: contextlib.ExitStack) -> list[Any]:
+def _space(first: Any) -> str | None:
+    structure = first.tags(ns="IMAGE_STRUCTURE")
+    known = structure.get("COMPRESSION") == "YCbCr JPEG"  # GDAL makes RGB of it, as it should
+    return None if known else structure.get("SOURCE_COLOR_SPACE")
+
+
+def _pages(first: Any, name: str, stack: contextlib.ExitStack) -> list[Any]:
     """All pages of the first one's shape; overviews, masks and thumbnails are left out."""
     rasterio = require("rasterio", "TIFF and JPEG 2000 files")
-    space = first.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE")
     numbers = [int(page.split(":")[1]) for page in first.subdatasets
                if page.startswith("GTIFF_DIR:")]
     if len(numbers) > MOST_PAGES:
         raise ValueError(f"{len(numbers):,} pages, more than any scene needs")
-    if space == "CMYK" and not numbers:  # GDAL's RGB of it takes the orientation strip by strip
-        return [stack.enter_context(rasterio.open(f"GTIFF_RAW:{name}", driver="GTiff"))]
-    if orientation > 1 and space and "JPEG" not in str(first.tags(ns="IMAGE_STRUCTURE")):
-        raise ValueError(f"{space} colours and an EXIF orientation: save it as RGB")
     pages = [first]
     for number in numbers:
         if number == 1:
