@@ -163,7 +163,8 @@ def open_view(container: Folder | Zip, files: Sequence[str] | Sequence[tuple[str
         InputError: flags that cannot be understood, or files that need others.
     """
     pairs = None if value_range is None else parse_range(value_range, f"--range{number}")
-    if bands is not None and len(bands.split(",")) not in (1, 3):
+    words = [] if bands is None else [word.strip() for word in bands.split(",")]
+    if bands is not None and (len(words) not in (1, 3) or "" in words):
         raise InputError(f"--bands{number} {bands}: expected one band, or three with commas "
                          "between them, by number (from 1) or description")
     if files and not isinstance(files[0], str):

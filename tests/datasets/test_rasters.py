@@ -1,6 +1,7 @@
 """TIFF and JPEG 2000 files: whichever way they are stored, the right numbers and colours."""
 
 import io
+import struct
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +15,6 @@ from datasets.rasters import driver_of, open_raster
 from image_helpers import complaint, noise
 from raster_helpers import paged, ramp, raster, saved, seen
 
-pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 DEEP = ramp(np.uint16, high=65535)
 
 
@@ -59,6 +59,31 @@ def test_jpeg_2000_is_read_whatever_its_bytes_are_wrapped_in():
     deep = raster(np.repeat(DEEP[:1], 16, 1), "JP2OpenJPEG", QUALITY=100, REVERSIBLE="YES")
     assert np.array_equal(decode_rgb(deep), seen(np.repeat(DEEP[:1], 16, 1) >> 8))
     assert header_size(deep) == (64, 6)
+
+
+def small_tiff(order, big, orientation):
+    """2 x 3 grey pixels 1 to 6, tag by tag: rasterio writes no orientation, Pillow no BigTIFF."""
+    head = 16 if big else 8
+    tags = {256: 3, 257: 2, 258: 8, 259: 1, 262: 1, 273: head, 274: orientation, 277: 1, 278: 2,
+            279: 6}
+    entry = "HHQHxxxxxx" if big else "HHIHxx"
+    entries = b"".join(struct.pack(order + entry, tag, 3, 1, value) for tag, value in tags.items())
+    mark = b"II" if order == "<" else b"MM"
+    start = struct.pack(order + "HHHQ", 43, 8, 0, head + 8) if big else struct.pack(
+        order + "HI", 42, head + 8)
+    count, end = ("Q", bytes(8)) if big else ("H", bytes(4))
+    return (mark + start + bytes(range(1, 7)) + bytes(2) + struct.pack(order + count, len(tags))
+            + entries + end)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("big", [False, True])
+def test_orientation_is_found_in_every_kind_of_tiff(order, big):
+    for orientation, expected in ((1, [[1, 2, 3], [4, 5, 6]]), (3, [[6, 5, 4], [3, 2, 1]]),
+                                  (6, [[4, 1], [5, 2], [6, 3]]), (9, [[1, 2, 3], [4, 5, 6]])):
+        data = small_tiff(order, big, orientation)
+        assert decode_rgb(data)[..., 0].tolist() == expected
+        assert header_size(data) == (len(expected), len(expected[0]))
 
 
 # ------------------------------------------------------------ pages
@@ -141,7 +166,7 @@ def test_bands_and_types_that_need_a_word_are_named():
         decode_rgb(raster(ramp(np.complex64, 1)))
 
 
-def test_what_a_tiff_claims_is_looked_at_before_memory_is_taken():
+def test_what_a_tiff_claims_is_looked_at_before_memory_is_taken(monkeypatch):
     tiny = {"tiled": True, "sparse_ok": True, "BIGTIFF": "YES"}
     huge = raster(np.zeros((1, 16, 16), np.uint8), blockxsize=32768, blockysize=65536, **tiny)
     for look in (decode_rgb, header_size):
@@ -149,8 +174,9 @@ def test_what_a_tiff_claims_is_looked_at_before_memory_is_taken():
             look(huge)
     with pytest.raises(ValueError, match="too elongated"):
         header_size(raster(np.zeros((1, 1, 100), np.uint8)))
-    with pytest.raises(ValueError, match="257 pages"):
-        decode_rgb(paged(*[noise("page", 1, 1)] * 257))
+    monkeypatch.setattr("datasets.rasters.MOST_PAGES", 3)
+    with pytest.raises(ValueError, match="4 pages, more than"):
+        decode_rgb(paged(*[noise("page", 1, 1)] * 4))
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
@@ -178,10 +204,8 @@ def test_other_files_that_gdal_knows_are_no_images_whatever_they_are_called(tmp_
 
 def test_without_rasterio_a_tiff_names_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "rasterio", None)
-    complaint(lambda: decode_rgb(raster_free), "TIFF and JPEG 2000", "pip install rasterio")
-
-
-raster_free = saved(Image.fromarray(noise("a", 4, 6)), "TIFF")
+    data = saved(Image.fromarray(noise("a", 4, 6)), "TIFF")
+    complaint(lambda: decode_rgb(data), "TIFF and JPEG 2000", "pip install rasterio")
 
 
 def test_threads_decode_what_one_thread_decodes(capfd):
