@@ -9,7 +9,6 @@ import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -123,29 +122,31 @@ class Numbers:
 class Raster:
     """An open TIFF or JPEG 2000 file."""
 
-    def __init__(self, pages: list[Any], orientation: int, space: str | None) -> None:
-        """What `open_raster` found.
+    def __init__(self, orientation: int, space: str | None) -> None:
+        """Without pages, which `add` brings.
 
         Args:
-            pages: rasterio's datasets, all of one shape.
             orientation: as EXIF counts it.
             space: a colour space other than RGB that the numbers of the first bands are in.
         """
-        self.pages, self.orientation, self.space = pages, orientation, space
+        self.orientation, self.space = orientation, space
+        self.pages: list[Any] = []  # rasterio's datasets, all of one shape
+        self.bands: list[Band] = []  # page after page
+
+    def add(self, file: Any) -> None:
+        """One more page, asked at once for its colours: later they may come with GDAL's complaint
+        about something else."""
+        self.bands += [Band(len(self.pages), index, colour.name, (name or "").strip(), dtype)
+                       for index, colour, name, dtype in zip(file.indexes, file.colorinterp,
+                                                             file.descriptions, file.dtypes,
+                                                             strict=True)]
+        self.pages.append(file)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of the upright image."""
         height, width = self.pages[0].shape
         return (width, height) if self.orientation >= 5 else (height, width)
-
-    @cached_property
-    def bands(self) -> list[Band]:
-        """All bands, page after page."""
-        return [Band(page, index, colour.name, (name or "").strip(), dtype)
-                for page, file in enumerate(self.pages)
-                for index, colour, name, dtype in zip(file.indexes, file.colorinterp,
-                                                      file.descriptions, file.dtypes, strict=True)]
 
     def structure(self, band: int) -> dict[str, str]:
         """What GDAL says of the way a band, from 0, is stored."""
@@ -230,11 +231,15 @@ def open_raster(data: bytes) -> Iterator[Raster]:
             _check(first)
             found = tiff_tag(data, ORIENTATION)
             orientation = found if found in range(1, 9) else 1
-            pages, space = _pages(first, memory.name, stack), _space(first)
-            if space:  # GDAL's own RGB of these takes the orientation strip by strip
+            raster = Raster(orientation, _space(first) if driver == "GTiff" else None)
+            if raster.space:  # GDAL's own RGB of these takes the orientation strip by strip
                 raw = rasterio.open(f"GTIFF_RAW:{memory.name}", driver="GTiff")
-                pages[0] = stack.enter_context(raw)
-            yield Raster(pages, orientation, space)
+                raster.add(stack.enter_context(raw))
+            else:
+                raster.add(first)
+            for page in _other_pages(first, memory.name, stack):
+                raster.add(page)
+            yield raster
         except (ValueError, MemoryError):
             raise
         except Exception as error:  # rasterio raises many kinds for a damaged file
@@ -260,14 +265,13 @@ def _space(first: Any) -> str | None:
     return None if known else structure.get("SOURCE_COLOR_SPACE")
 
 
-def _pages(first: Any, name: str, stack: contextlib.ExitStack) -> list[Any]:
-    """All pages of the first one's shape; overviews, masks and thumbnails are left out."""
+def _other_pages(first: Any, name: str, stack: contextlib.ExitStack) -> Iterator[Any]:
+    """Those of the first one's shape; overviews, masks and thumbnails are left out."""
     rasterio = require("rasterio", "TIFF and JPEG 2000 files")
     numbers = [int(page.split(":")[1]) for page in first.subdatasets
                if page.startswith("GTIFF_DIR:")]
     if len(numbers) > MOST_PAGES:
         raise ValueError(f"{len(numbers):,} pages, more than any scene needs")
-    pages = [first]
     for number in numbers:
         if number == 1:
             continue
@@ -277,8 +281,7 @@ def _pages(first: Any, name: str, stack: contextlib.ExitStack) -> list[Any]:
                              f"the first ({first.width} x {first.height}): save the pages as bands")
         if page.shape == first.shape:
             _check(page)
-            pages.append(page)
-    return pages
+            yield page
 
 
 def raster_size(data: bytes) -> tuple[int, int]:
