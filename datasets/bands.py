@@ -85,17 +85,20 @@ class BandFiles(ImageSource):
         return len(self.scenes)
 
     def stamp(self, cache_dir: Path | None) -> str:
-        """Changes with names, sizes and content of the files, and with the stretch."""
-        names = [name for scene in self.scenes for name in scene]
-        return sha256_of("one file a band", self.value_range, len(self), *names,
-                         self.checksums(cache_dir))
+        """Changes with the content of the files, with their order and with the stretch."""
+        sizes = np.array([self.container.files[name] for name in self._names], np.int64)
+        return sha256_of("one file a band", self.value_range, len(self), sizes,
+                         self.container.checksums(self._names, cache_dir))
 
     def checksums(self, cache_dir: Path | None) -> np.ndarray:
         """One of the content of each scene, int64 (N,)."""
-        names = [name for scene in self.scenes for name in scene]
-        of_files = iter(self.container.checksums(names, cache_dir).tolist())
+        of_files = iter(self.container.checksums(self._names, cache_dir).tolist())
         return np.array([zlib.crc32(repr([next(of_files) for _ in scene]).encode())
                          for scene in self.scenes], np.int64)
+
+    @property
+    def _names(self) -> list[str]:
+        return [name for scene in self.scenes for name in scene]
 
     def where(self, index: int) -> str:
         return f"{self.container.root}: {', '.join(self.scenes[index])}"

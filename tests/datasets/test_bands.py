@@ -15,7 +15,7 @@ FOUR = ramp(np.uint16, bands=4, high=3000)
 
 
 class Summed(Folder):
-    """A folder whose files have checksums that tests can foresee."""
+    """A folder of files that have simple checksums."""
 
     def checksums(self, names, cache_dir):
         return np.array([sum(self.read_bytes(name)) for name in names], np.int64)
