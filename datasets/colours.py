@@ -25,7 +25,7 @@ class Unsuited(ValueError):
         self.advice = advice
 
 
-WHICH_BANDS = "choose one or three of them with --bands{number}, such as --bands{number} 3,2,1"
+WHICH_BANDS = "choose one or three of them, as with --bands{number} 3,2,1 or --bands{number} 1,1,2"
 NO_RANGE = "leave out --bands{number} and --range{number}"
 WHICH_RANGE = ("say which values become black and white with --range{number} LOW,HIGH or "
                "--range{number} 2%,98%")
@@ -63,7 +63,7 @@ def choose(bands: Sequence[Band], words: str | None = None) -> list[int]:
         return [_one(bands, word.strip()) for word in words.split(",")]
     shown = [row for row, band in enumerate(bands) if band.colour != "alpha"]
     if len(shown) not in (1, 3):
-        raise Unsuited(f"{listed(bands)}; expected one or three, beside alpha", WHICH_BANDS)
+        raise Unsuited(f"{listed(bands)}; expected one or three beside alpha", WHICH_BANDS)
     return shown
 
 
@@ -88,7 +88,7 @@ def to_uint8(numbers: Numbers, stretch: Stretch | None = None) -> np.ndarray:
     elif values.dtype == np.uint16:
         pixels = np.minimum(values >> max(depth - 8, 0), 255).astype(np.uint8)
     else:
-        raise Unsuited(f"{values.dtype} pixels{_limits(numbers)}, expected 8 or 16 bits from 0",
+        raise Unsuited(f"{values.dtype} pixels{_limits(numbers)}, expected unsigned 8 or 16 bits",
                        WHICH_RANGE)
     if numbers.inverted:
         pixels = 255 - pixels
