@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from datasets.base import DataConfig, Scenes, find, find_or_say, reject_source1, scenes_of_files
-from datasets.rasters import geotiff_size, read_geotiff
+from datasets.rasters import open_raster, raster_size
 from datasets.sources import RGB, Decoder
 from utils import InputError, resolve_path
 
@@ -17,20 +17,34 @@ QUERIES_PER_CLASS = 100  # published
 # The order of the bands in the 13-band files, and the false colour made of them.
 BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
 SWIR_BANDS = ("B12", "B8A", "B04")
-SWIR_WHITE = 4000  # digital number drawn as 255; 10,000 is reflectance 1
+SWIR_WHITE = 4000  # digital number drawn as 255
+REFLECTANCE = 10_000  # the digital number of reflectance 1
+MOST_REFLECTANCE = 10  # no surface has more; an image of digital numbers has
 
 
 def decode_swir(data: bytes) -> np.ndarray:
     """A 13-band GeoTIFF as false colour B12, B8A, B04; uint8 (H, W, 3).
 
     One fixed linear stretch for all images, so that brightness stays comparable between them.
+    Digital numbers, or reflectance where no number is above 10; nodata is black.
     """
-    bands = read_geotiff(data, len(BANDS), [BANDS.index(band) for band in SWIR_BANDS])
-    scaled = np.clip(bands.astype(np.float32) * (255 / SWIR_WHITE), 0, 255)
+    with open_raster(data) as raster:
+        if len(raster.bands) != len(BANDS):
+            raise ValueError(f"{len(raster.bands)} bands, expected {len(BANDS)}")
+        numbers = raster.read([BANDS.index(band) for band in SWIR_BANDS])
+    values = numbers.values
+    if values.dtype.name not in ("uint16", "int16", "float32", "float64"):
+        raise ValueError(f"{values.dtype} pixels, expected digital numbers (uint16, int16) or "
+                         "reflectance (float)")
+    if numbers.valid is not None:
+        values = np.where(numbers.valid, values, 0)
+    if values.dtype.kind == "f" and values.max() <= MOST_REFLECTANCE:
+        values = values * REFLECTANCE
+    scaled = np.clip(values.astype(np.float32) * (255 / SWIR_WHITE), 0, 255)
     return np.ascontiguousarray(np.rint(scaled).astype(np.uint8).transpose(1, 2, 0))
 
 
-SWIR = Decoder(decode_swir, size=geotiff_size)
+SWIR = Decoder(decode_swir, size=raster_size)
 SECOND = {  # --source2: where it lies, how it is read, what to get when it is not there
     "vhr": (VHR_FILES, RGB, "a folder EuroSAT_VHR with the same relative names"),
     "swir": (SWIR_FILES, SWIR, f"EuroSAT_MS.zip (13 bands) from {URL}, or its folder"),

@@ -21,10 +21,12 @@ class ImageSource:
     """One view of N scenes.
 
     channels: 1 or 3. stamp: changes when the images do; cached pixels and features hang on it.
+    value_range: what becomes black and white, where the user said so (see bands.py).
     """
 
     channels = 3
     stamp = ""
+    value_range: str | None = None
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -51,13 +53,14 @@ class Decoder:
     """How the bytes of a file become an image.
 
     read: bytes -> uint8 (H, W, channels). channels: 1 or 3. size: (height, width) of all images, or
-    what looks it up in the bytes of one. The name of `read` is part of the stamp of the images:
-    whoever renames it has them decoded anew.
+    what looks it up in the bytes of one. key: all that changes pixels, part of the stamp of the
+    images; empty for the name of `read`, so that whoever renames it has them decoded anew.
     """
 
     read: Callable[[bytes], np.ndarray]
     channels: int = 3
     size: tuple[int, int] | Callable[[bytes], tuple[int, int]] = header_size
+    key: str = ""
 
 
 RGB = Decoder(decode_rgb)
@@ -74,7 +77,7 @@ class ImageFiles(ImageSource):
     @cached_property
     def stamp(self) -> str:
         files = (f"{name}{self.container.files[name]}" for name in self.files)
-        return sha256_of(self.decoder.read.__name__, *files)
+        return sha256_of(self.decoder.key or self.decoder.read.__name__, *files)
 
     def __len__(self) -> int:
         return len(self.files)

@@ -3,9 +3,12 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from datasets.eurosat import decode_swir
 from image_helpers import CLASSES, SCENES, complaint, geotiff, load, noise, scenes, stored, tree
+from raster_helpers import ramp, raster, seen
 
 
 def test_eurosat_is_the_same_from_zip_and_from_both_unpacked_folders(tmp_path):
@@ -61,6 +64,42 @@ def test_swir_shows_b12_b8a_b04_of_a_13_band_geotiff(eurosat):
         assert shown.dtype == np.uint8 and dataset.source2.size(row) == shown.shape[:2] == (5, 7)
         assert np.abs(shown - np.minimum(wanted, 255)).max() <= 0.5 + 1e-4
         assert (shown[wanted > 255] == 255).all() and (wanted > 255).any()
+
+
+def test_swir_as_reflectance_is_the_swir_of_its_digital_numbers():
+    numbers = ramp(np.uint16, bands=13, high=6000)
+    expected = decode_swir(raster(numbers))
+    wanted = numbers[[11, 12, 3]] * (255 / 4000)
+    assert np.abs(expected - seen(np.minimum(wanted, 255))).max() <= 0.5 + 1e-4
+    for dtype in (np.int16, np.float32, np.float64):  # digital numbers, whatever their type
+        assert np.array_equal(decode_swir(raster(numbers.astype(dtype))), expected)
+    for dtype in (np.float32, np.float64):
+        reflectance = (numbers / 10_000).astype(dtype)
+        shown = decode_swir(raster(reflectance)).astype(int)
+        assert np.abs(shown - expected).max() <= 1 and shown.max() == 255  # 1: halves of rounding
+
+
+def test_swir_nodata_and_nan_are_black_and_change_no_other_pixel():
+    reflectance = (ramp(np.uint16, bands=13, high=3900) / 10_000).astype(np.float32)
+    expected = decode_swir(raster(reflectance)).copy()
+    for hole, options in ((np.nan, {}), (np.inf, {}), (-9999, {"nodata": -9999}),
+                          (1e20, {"nodata": 1e20})):
+        holed = reflectance.copy()
+        holed[:, 1, 2:4] = hole
+        holed[3, 2, 0] = hole  # of the red band alone
+        expected[1, 2:4] = expected[2, 0, 2] = 0
+        assert np.array_equal(decode_swir(raster(holed, **options)), expected)
+    empty = np.full((13, 4, 6), np.nan, np.float32)
+    assert not decode_swir(raster(empty)).any()
+    dark = np.zeros((13, 4, 6), np.int16)
+    dark[:, 0, 0] = -5
+    assert not decode_swir(raster(dark)).any()
+
+
+def test_swir_of_another_type_is_one_sentence():
+    for dtype in (np.uint8, np.int8, np.uint32, np.int32):
+        with pytest.raises(ValueError, match=f"^{np.dtype(dtype)} pixels, expected digital numb"):
+            decode_swir(raster(ramp(dtype, bands=13, high=100)))
 
 
 def test_missing_second_source_says_what_to_get(eurosat):
