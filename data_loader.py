@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from datasets import demo, dsrsid, eurosat, imagefolder, pairs, ucmerced
 from datasets.base import DataConfig, PairedDataset
 from datasets.demo_scenes import demo_folder
+from datasets.record import changes, other_content
 from datasets.sources import ImageSource
 from datasets.splits import check_parts, split_by_lists, split_by_seed, without_skipped
 from datasets.store import ImageStore, ahead, unreadable
@@ -202,53 +204,88 @@ class ImageLoader:
 # ---------------------------------------------------------------- what scripts ask
 
 
-def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any]
+def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any],
+                    cache_dir: Path | None = None, second: bool = True
                     ) -> tuple[PairedDataset, DataConfig]:
     """The dataset that a checkpoint was trained on, wherever the flags say it lies now.
+
+    Warns of images that have another content now, under the same names.
 
     Args:
         args: with the flags of add_data_flags.
         checkpoint: of stage 1 or 2.
+        cache_dir: where checksums of images are remembered; None reads all images.
+        second: whether the second source is needed; else it may be anywhere, or gone.
     Returns:
         the dataset and its config.
     Raises:
         InputError: a flag contradicts the checkpoint, or the images or their split differ.
     """
-    config = _config_of(checkpoint)
-    # Where things lie may have changed since: folders are not compared, their content is.
-    places = {"data_dir"} | moved_places(config)
-    moved = {}
-    for name in ("data_name", "data_dir", "source1", "source2", "split_dir", "max_per_class"):
-        value, known = getattr(args, name), getattr(config, name)
-        if value is None:
-            continue
-        if name in places:
-            moved[name] = value
-        elif str(value).lower() != str(known).lower():
-            raise InputError(f"--{name} {value} contradicts the checkpoint, which was trained with "
-                             f"{known}: leave the flag out or train again")
-    config = replace(config, **moved)
+    config = _moved(_config_of(checkpoint), args)
     folder = resolve_path(config.data_dir)
     drawn = demo_folder(folder, config.split_seed)
     if config.data_name.lower() == "demo" and args.data_dir is None and not drawn.is_dir():
         # A checkpoint from elsewhere must not decide where something is written.
         raise InputError(f"the scenes of the checkpoint are not in {folder}: say with --data_dir "
                          "where they are, or are to be drawn")
-    dataset = load_dataset(config)
-    if dataset.fingerprint != checkpoint["fingerprint"]:
-        raise InputError(f"the images, labels or split found in {folder} are not those of the "
-                         "checkpoint: name the right --data_dir, or train again")
+    dataset = load_dataset(config if second else replace(config, source2="none"))
+    _compare(dataset, config, checkpoint, cache_dir)
     return dataset, config
 
 
 def _config_of(checkpoint: dict[str, Any]) -> DataConfig:
-    names = {field.name for field in fields(DataConfig)}
-    known = {name: value for name, value in checkpoint["data"].items() if name in names}
-    skip = known.get("skip", ())
-    if not isinstance(skip, list | tuple):
-        raise InputError("the checkpoint's list of scenes that are left out is "
-                         f"{str(skip)[:40]}: it is damaged")
-    return DataConfig(**{**known, "skip": tuple(map(str, skip))})
+    known = {}
+    for field in fields(DataConfig):
+        if field.name not in checkpoint["data"]:  # older than the field
+            continue
+        value = checkpoint["data"][field.name]
+        several = isinstance(field.default, tuple)
+        if not isinstance(value, list | tuple if several else str | int | None):
+            raise InputError(f"{field.name} of the checkpoint's images is {str(value)[:40]}: it is "
+                             "damaged")
+        known[field.name] = tuple(map(str, value)) if several else value
+    return DataConfig(**known)
+
+
+def _moved(config: DataConfig, args: argparse.Namespace) -> DataConfig:
+    """The config of a checkpoint, with the places that the flags name.
+
+    Raises:
+        InputError: a flag that is no place contradicts it.
+    """
+    # Where things lie may have changed since: folders are not compared, their content is.
+    places = {"data_dir"} | moved_places(config)
+    moved = {}
+    for field in fields(DataConfig):
+        name, known = field.name, getattr(config, field.name)
+        value = getattr(args, name, None)
+        if value is None or value == field.default == ():
+            continue
+        value = tuple(value) if isinstance(value, list) else value
+        if name in places:
+            moved[name] = value
+        elif str(value).lower() != str(known).lower():
+            raise InputError(f"--{name} {value} contradicts the checkpoint, which was trained with "
+                             f"{known}: leave the flag out or train again")
+    return replace(config, **moved)
+
+
+def _compare(dataset: PairedDataset, config: DataConfig, checkpoint: dict[str, Any],
+             cache_dir: Path | None) -> None:
+    """Raise InputError for other images than those of a checkpoint; warn of other content."""
+    record = checkpoint.get("images")  # files of older versions have none
+    if dataset.fingerprint == checkpoint["fingerprint"]:
+        other = "" if record is None else other_content(record, dataset, cache_dir)
+        if other:
+            warn(f"{other} have another content than when the checkpoint was made, under the same "
+                 "names")
+        return
+    changed = "" if record is None else changes(record, dataset)
+    flag = "source1" if config.source1 and "source1" in moved_places(config) else "data_dir"
+    place = resolve_path(getattr(config, flag))
+    lists = " and --split_dir" if dataset.listed else ""
+    raise InputError(f"the images, labels or split found in {place} are not those of the "
+                     f"checkpoint{changed and ': '}{changed}; name its own with --{flag}{lists}")
 
 
 def moved_places(config: DataConfig) -> set[str]:

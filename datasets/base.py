@@ -79,8 +79,12 @@ class PairedDataset:
 
     def file_label(self, source: int) -> str:
         """What cached files of source 0 or 1 are called: letters, digits and dashes."""
-        name = f"{self.name}-{self.source_names[source]}"
-        return "".join(letter if letter.isalnum() else "-" for letter in name)
+        labels = []
+        for source_name in self.source_names:
+            label = f"{self.name}-{source_name}"
+            labels.append("".join(letter if letter.isalnum() else "-" for letter in label))
+        # Two folders of one name, a/scenes and b/scenes, are told apart.
+        return f"{labels[1]}-2" if source and labels[0] == labels[1] else labels[source]
 
     def describe(self) -> str:
         """One line for the user."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 
 import numpy as np
@@ -19,6 +20,7 @@ MOST_ELONGATED = 32  # the longer side, by the shorter one
 # read all the same (metadata), and sizes, for which there is a lower limit here, and an error.
 warnings.filterwarnings("ignore", module="PIL")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # says the same again, on stderr
 
 
 def check_shape(height: int, width: int) -> None:
