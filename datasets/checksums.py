@@ -138,7 +138,7 @@ def _alone(memory: Path | None, root: Path) -> AbstractContextManager[None]:
     if memory is not None:
         with suppress(OSError):
             memory.parent.mkdir(parents=True, exist_ok=True)
-    if memory is None or not os.access(memory.parent, os.W_OK):  # then `_remember` says so
-        return nullcontext()
+    if memory is None or not (memory.parent.is_dir() and os.access(memory.parent, os.W_OK)):
+        return nullcontext()  # `_remember` says that it cannot be written
     return lock(memory.with_name(f".{memory.name}.lock"),
                 f"another process reads {root}: waiting for its checksums", patient=True)

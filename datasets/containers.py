@@ -89,7 +89,8 @@ class Choice:
         for what, number in sorted(self.unusable.items()):
             parts.append(f"{number:,} {what.format('s' * (number > 1))}")
         if self.include or self.exclude:
-            parts.append(f"{len(self.unwanted):,} images left out by --include and --exclude")
+            count = len(self.unwanted)
+            parts.append(f"{count:,} image{'s' * (count != 1)} left out by --include and --exclude")
         return ", ".join(parts)
 
     def tell(self, root: Path) -> None:

@@ -45,7 +45,8 @@ def changes(record: Mapping[str, Tensor], dataset: PairedDataset) -> str:
     """
     _check(record)
     now = _without_content(dataset)
-    common, old, new = np.intersect1d(record["names"], now["names"], return_indices=True)
+    common, old, new = np.intersect1d(record["names"].numpy(), now["names"].numpy(),
+                                      return_indices=True)
     found = {"added": len(dataset.names) - len(common),
              "removed": len(record["names"]) - len(common),
              "with another label": _differing(record["labels"], now["labels"], old, new),
