@@ -128,6 +128,16 @@ def test_other_content_of_the_same_size_and_date_is_noticed(tmp_path, one, how):
     assert after[4] == zlib.crc32(path.read_bytes())
 
 
+@pytest.mark.parametrize("field", range(4))
+def test_size_times_and_inode_each_tell_a_file_from_another(tmp_path, one, reads, field):
+    status = checksums.status_of((one / NAMES[0]).stat())
+    assert len(set(status)) >= 3  # size, times and inode are there
+    for found in (status, status, tuple(value + (place == field)
+                                        for place, value in enumerate(status))):
+        checksums.file_checksums(one, {NAMES[0]: found}, tmp_path / "cache")
+    assert len(reads) == 2
+
+
 def test_a_file_that_has_just_changed_is_not_remembered(tmp_path, one, reads, monkeypatch):
     """It may change again within one tick of the clock of its file system."""
     monkeypatch.setattr(checksums, "SETTLED", 60.0)

@@ -124,7 +124,7 @@ def test_night_and_forest_among_other_images_are_no_reason_to_warn(capsys):
 
 def test_padding_is_not_dark(capsys):
     warn_once.cache_clear()
-    store_of(*flat(50, 50, 50, shape=(4, 4, 3)), *flat(50, 50, shape=(36, 36, 3)))
+    store_of(*flat(50, 50, 50, shape=(3, 3, 3)), *flat(50, 50, shape=(36, 36, 3)))
     assert warning_of(capsys) == ""
 
 
