@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +21,7 @@ from datasets import demo, dsrsid, eurosat, imagefolder, pairs, ucmerced
 from datasets.base import DataConfig, PairedDataset, reject_foreign_flags
 from datasets.demo_scenes import demo_folder
 from datasets.lists import split_by_lists
+from datasets.record import changes, other_content
 from datasets.sources import ImageSource
 from datasets.splits import check_parts, split_by_folders, split_by_seed, without_skipped
 from datasets.store import ImageStore, ahead, unreadable
@@ -230,13 +232,18 @@ class ImageLoader:
 # ---------------------------------------------------------------- what scripts ask
 
 
-def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any]
+def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any],
+                    cache_dir: Path | None = None, second: bool = True
                     ) -> tuple[PairedDataset, DataConfig]:
     """The dataset that a checkpoint was trained on, wherever the flags say it lies now.
+
+    Warns of images that have another content now, under the same names.
 
     Args:
         args: with the flags of add_data_flags.
         checkpoint: of stage 1 or 2.
+        cache_dir: where checksums of images are remembered; None reads all images.
+        second: whether the second source is needed; else it may be anywhere, or gone.
     Returns:
         the dataset and its config.
     Raises:
@@ -244,30 +251,34 @@ def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any]
     """
     config = DataConfig.of_checkpoint(checkpoint["data"])
     # Where things lie may have changed since: folders are not compared, their content is.
-    places = {"data_dir"} | moved_places(config)
-    moved = {}
-    for name in ("data_name", "data_dir", "source1", "source2", "split_dir", "max_per_class",
-                 "pairs"):
-        value, known = getattr(args, name), getattr(config, name)
-        if value is None:
-            continue
-        if name in places:
-            moved[name] = value
-        elif str(value).lower() != str(known).lower():
-            raise InputError(f"--{name} {value} contradicts the checkpoint, which was trained with "
-                             f"{known}: leave the flag out or train again")
-    config = replace(config, **moved)
+    config = config.moved(args, {"data_dir"} | moved_places(config))
     folder = resolve_path(config.data_dir)
     drawn = demo_folder(folder, config.split_seed)
     if config.data_name.lower() == "demo" and args.data_dir is None and not drawn.is_dir():
         # A checkpoint from elsewhere must not decide where something is written.
         raise InputError(f"the scenes of the checkpoint are not in {folder}: say with --data_dir "
                          "where they are, or are to be drawn")
-    dataset = load_dataset(config)
-    if dataset.fingerprint != checkpoint["fingerprint"]:
-        raise InputError(f"the images, labels or split found in {folder} are not those of the "
-                         "checkpoint: name the right --data_dir, or train again")
+    dataset = load_dataset(config if second else replace(config, source2="none"))
+    _compare(dataset, config, checkpoint, cache_dir)
     return dataset, config
+
+
+def _compare(dataset: PairedDataset, config: DataConfig, checkpoint: dict[str, Any],
+             cache_dir: Path | None) -> None:
+    """Raise InputError for other images than those of a checkpoint; warn of other content."""
+    record = checkpoint.get("images")  # files of older versions have none
+    if dataset.fingerprint == checkpoint["fingerprint"]:
+        other = "" if record is None else other_content(record, dataset, cache_dir)
+        if other:
+            warn(f"{other} have another content than when the checkpoint was made, under the same "
+                 "names")
+        return
+    changed = "" if record is None else changes(record, dataset)
+    flag = "source1" if config.source1 and "source1" in moved_places(config) else "data_dir"
+    place = resolve_path(getattr(config, flag))
+    lists = " and --split_dir" if dataset.listed else ""
+    raise InputError(f"the images, labels or split found in {place} are not those of the "
+                     f"checkpoint{changed and ': '}{changed}; name its own with --{flag}{lists}")
 
 
 def moved_places(config: DataConfig) -> set[str]:

@@ -100,7 +100,7 @@ def hash_dataset(args: argparse.Namespace, compute: Compute
         raise InputError(f"--hash_bit {args.hash_bit} contradicts {path}, which gives {bits} bits: "
                          "leave the flag out or name the other model")
     hash_network = rebuild_hash_network(checkpoint, path)
-    dataset, _ = inherit_dataset(args, checkpoint)
+    dataset, _ = inherit_dataset(args, checkpoint, compute.cache_dir, second=False)
     print(dataset.describe())
     label = dataset.file_label(0)
     # A backbone that stayed frozen in training has seen the images already.

@@ -5,9 +5,8 @@
 
 The latents of the autoencoder are clustered; the probability function of a latent and the centres
 gives each training image its pseudo multi-label. A CNN that sees the first source only learns codes
-that lead to the same multi-label, while autoencoder and centres go on learning No label is used,
-except to print mAP where there are some, and by --select test_map. The result is
-<output_dir>/mrhash.pth.
+that lead to the same multi-label, while autoencoder and centres go on learning. Labels serve the
+printed mAP and --select test_map alone. The result is <output_dir>/mrhash.pth.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 import hamming
 from data_loader import MODULES, ImageLoader, inherit_dataset, moved_places
 from datasets.base import DataConfig, PairedDataset
+from datasets.record import image_record, of_content
 from engine import cli
 from engine.checkpoint import LIMITS, content_of
 from engine.cli import ArgumentParser, number, number_or
@@ -48,11 +48,12 @@ def main() -> None:
     # ------------------------------------------------------------ data
     stage1, path = load_stage1(args)
     autoencoder = rebuild_autoencoder(stage1, path)
-    dataset, data = inherit_dataset(args, stage1)
+    dataset, data = inherit_dataset(args, stage1, compute.cache_dir)
     print(dataset.describe())
     R = monitored_R(args, dataset.database_labels)
     run = open_run(args, dataset, data, R, content_of(stage1, autoencoder.state_dict()))
-    features, norms = training_features(args, dataset, (stage1, path), compute)
+    features = training_features(args, dataset, (stage1, path), compute)
+    images = image_record(dataset, compute.cache_dir)
     loader = ImageLoader(dataset.source1, dataset.file_label(0), args.image_size, compute)
 
     # ------------------------------------------------------------ model
@@ -68,7 +69,7 @@ def main() -> None:
     model = model.to(device, memory_format=torch.channels_last)
     # Fused: one pass over the weights a step, not ten.
     optimizer = torch.optim.Adam(model.parameter_groups(args.lr, args.multi_lr), fused=True)
-    run.attach(model, optimizer, {"the weights": backbone.digest, **norms})
+    run.attach(model, optimizer, {"the weights": backbone.digest, **of_content(images)})
 
     # ------------------------------------------------------------ loop
     reconstructed = features if args.autoencoder == "trained" else []  # none where it is fixed
@@ -92,7 +93,7 @@ def main() -> None:
             report(run.label, stats, R)
 
     # ------------------------------------------------------------ save
-    run.save_result(checkpoint_of(args, dataset, data, autoencoder))
+    run.save_result(checkpoint_of(args, dataset, data, autoencoder) | {"images": images})
 
 
 def train_one_epoch(run: Run, network: nn.Module, epoch: ShuffledEpoch, features: Sequence[Tensor],

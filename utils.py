@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import math
 import os
@@ -46,6 +47,18 @@ def warn(text: str) -> None:
         print(f"warning: {text}", file=sys.stderr)
 
 
+@functools.cache
+def warn_once(text: str) -> None:
+    """As `warn`, but what was said before in this process is not said again."""
+    warn(text)
+
+
+@functools.cache
+def print_once(text: str) -> None:
+    """Print a line that was not printed before in this process."""
+    print(text)
+
+
 def collapse_warning(constant: int, hash_bit: int) -> str:
     """What to say of `constant` bits that are the same for all images, and an advice."""
     found = f"{constant} of {hash_bit} bits are the same for all images and tell nothing"
@@ -60,7 +73,8 @@ def first_few(items: Sequence[Any]) -> str:
     return ", ".join(map(str, items[:3])) + more
 
 
-def progress(items: Any, description: str, total: int | None = None, initial: int = 0) -> tqdm:
+def progress(items: Any, description: str, total: int | None = None, initial: int = 0,
+             in_bytes: bool = False) -> tqdm:
     """A progress bar on stderr of the first rank.
 
     Silent when stderr is not a terminal and MRHASH_PROGRESS is unset.
@@ -70,10 +84,12 @@ def progress(items: Any, description: str, total: int | None = None, initial: in
         description: before the bar.
         total: how many there are in all.
         initial: how many were done before.
+        in_bytes: whether `total` counts bytes.
     """
+    unit = {"unit": "B", "unit_scale": True} if in_bytes else {}
     hidden = not (sys.stderr.isatty() or os.environ.get("MRHASH_PROGRESS")) or bool(rank())
     return tqdm(items, desc=description, total=total, initial=initial, disable=hidden,
-                leave=False, dynamic_ncols=True)
+                leave=False, dynamic_ncols=True, **unit)
 
 
 # ---------------------------------------------------------------- paths and hashes

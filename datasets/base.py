@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,23 @@ class DataConfig:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def moved(self, args: Namespace, places: Set[str]) -> DataConfig:
+        """With the `places` that flags name.
+
+        Raises:
+            InputError: a flag that is no place contradicts it.
+        """
+        found = {}
+        for name, value in asdict(DataConfig.of_flags(args)).items():
+            if getattr(args, name, None) is None:
+                continue
+            if name in places:
+                found[name] = value
+            elif str(value).lower() != str(getattr(self, name)).lower():
+                raise InputError(f"--{name} {value} contradicts the checkpoint, which was trained "
+                                 f"with {getattr(self, name)}: leave the flag out or train again")
+        return replace(self, **found)
+
 
 def _can_be(name: str, value: Any) -> bool:
     """Whether a field of DataConfig may have this value."""
@@ -138,8 +155,12 @@ class PairedDataset:
 
     def file_label(self, source: int) -> str:
         """What cached files of source 0 or 1 are called: letters, digits and dashes."""
-        name = f"{self.name}-{self.source_names[source]}"
-        return "".join(letter if letter.isalnum() else "-" for letter in name)
+        labels = []
+        for source_name in self.source_names:
+            label = f"{self.name}-{source_name}"
+            labels.append("".join(letter if letter.isalnum() else "-" for letter in label))
+        # Two folders of one name, a/scenes and b/scenes, are told apart.
+        return f"{labels[1]}-2" if source and labels[0] == labels[1] else labels[source]
 
     def describe(self) -> str:
         """One line for the user."""

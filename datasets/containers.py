@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from utils import InputError
+import numpy as np
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+from datasets.checksums import Status, file_checksums, status_of
+from utils import InputError, print_once, warn_once
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp",
+                  ".gif", ".jp2", ".j2k"}
+# What lies beside images and is none: it is told, but no reason to warn.
+COMPANIONS = {".txt", ".md", ".json", ".csv", ".xml", ".tfw", ".prj", ".ovr", ".pdf", ".html"}
+LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}  # of the system's own; not even counted
+REPEATED = "link{} to a folder that is listed already, or lies above"
 MOST_BYTES = 1 << 30  # more than any scene needs, and what a file made to fill the memory claims
+# First bytes of archives that are not read in place.
+ARCHIVES = {b"\x1f\x8b": "gzip (.gz, .tar.gz, .tgz)", b"7z\xbc\xaf\x27\x1c": "7z",
+            b"Rar!\x1a\x07": "rar", b"BZh": "bzip2 (.bz2, .tar.bz2)",
+            b"\xfd7zXZ\0": "xz (.tar.xz)", b"\x28\xb5\x2f\xfd": "zstd (.tar.zst)"}
 
 
-def _is_image(name: str) -> bool:
-    """By its suffix; what macOS and editors leave (`__MACOSX/._a.jpg`, `.a.jpg`) is none."""
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
+def _is_litter(name: str) -> bool:
+    """What macOS, Windows and editors leave: `__MACOSX/._a.jpg`, `.a.jpg`, `Thumbs.db`."""
+    return any(part.startswith(".") or part in LITTER for part in name.split("/"))
 
 
 def _check_size(size: int) -> None:
@@ -26,39 +38,165 @@ def _check_size(size: int) -> None:
         raise ValueError(f"{size:,} bytes, more than any image needs")
 
 
-class Folder:
-    """Image files below a folder.
+class Choice:
+    """Which files of a container take part: images, of those the wanted ones; counts the others."""
 
-    files: relative POSIX path -> (size, time of change). folders: relative paths of all folders.
+    def __init__(self, include: Sequence[str], exclude: Sequence[str]) -> None:
+        """Globs; they are applied to the relative path and to the bare file name.
+
+        Args:
+            include: an image takes part only where one of them fits; empty: all images.
+            exclude: an image does not take part where one of them fits.
+        """
+        self.include, self.exclude = include, exclude
+        self.endings: Counter[str] = Counter()  # of files that are no images
+        self.unwanted: set[str] = set()  # images that the globs leave out
+        self.unusable: Counter[str] = Counter()  # such as "dead link{}", {} for an s
+
+    def takes(self, name: str) -> bool:
+        """Whether the file `name`, a relative POSIX path, is an image that takes part."""
+        if _is_litter(name):
+            return False
+        excluded = self._fits(name, self.exclude)
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix not in IMAGE_SUFFIXES:
+            self.endings.update([] if excluded else [suffix])
+            return False
+        if excluded or (self.include and not self._fits(name, self.include)):
+            self.unwanted.add(name)
+            return False
+        return True
+
+    @staticmethod
+    def _fits(name: str, globs: Sequence[str]) -> bool:
+        bare = name.rpartition("/")[2]
+        return any(fnmatchcase(name, glob) or fnmatchcase(bare, glob) for glob in globs)
+
+    def emptied_folders(self) -> set[str]:
+        """Folders above images that the globs leave out: that they are empty is what was asked."""
+        return {str(above) for name in self.unwanted for above in PurePosixPath(name).parents}
+
+    def left_out(self) -> str:
+        """How many files are left out, of which endings; empty where there are none."""
+        parts = []
+        if self.endings:
+            count = self.endings.total()
+            kinds = [f"{number:,} {ending or 'without ending'}"
+                     for ending, number in self.endings.most_common(6)]
+            others = count - sum(number for _, number in self.endings.most_common(6))
+            kinds += [f"{others:,} others"] if others else []
+            parts.append(f"{count:,} file{'s' * (count > 1)} left out ({', '.join(kinds)})")
+        for what, number in sorted(self.unusable.items()):
+            parts.append(f"{number:,} {what.format('s' * (number > 1))}")
+        if self.include or self.exclude:
+            count = len(self.unwanted)
+            parts.append(f"{count:,} image{'s' * (count != 1)} left out by --include and --exclude")
+        return ", ".join(parts)
+
+    def tell(self, root: Path) -> None:
+        """One line on what is left out: a warning where it may have been meant to take part."""
+        text = self.left_out()
+        if text:
+            worrying = self.unusable or not self.endings.keys() <= COMPANIONS
+            (warn_once if worrying else print_once)(f"{root}: {text}")
+
+
+class Folder:
+    """Image files below a folder. Links are followed; each folder is listed once, so loops end.
+
+    files: relative POSIX path -> size in bytes. folders: relative paths of all folders.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()
+                 ) -> None:
         self.root = root
-        self.files: dict[str, tuple[int, int]] = {}
         self.folders: set[str] = set()
-        for path in sorted(root.rglob("*")):
-            name = path.relative_to(root).as_posix()
-            if path.is_dir():
-                self.folders.add(name)
-            elif _is_image(name) and path.is_file():
-                status = path.stat()
-                self.files[name] = (status.st_size, status.st_mtime_ns)
+        self.choice = Choice(include, exclude)
+        self._status: dict[str, Status] = {}
+        self._checksums: dict[str, int] = {}
+        self._links: list[tuple[str, tuple[int, int]]] = []  # to folders: name and identity
+        self._seen = {_identity(os.stat(above)) for above in Path(os.path.realpath(root)).parents}
+        self._list("", _identity(os.stat(root)))
+        # Links come last: of a folder and a link to it, the folder is the one that is taken.
+        while self._links:
+            waiting, self._links = sorted(self._links), []
+            for name, identity in waiting:
+                if identity in self._seen:
+                    self.choice.unusable[REPEATED] += 1
+                else:
+                    self.folders.add(name)
+                    self._list(name, identity)
+        self.folders -= self.choice.emptied_folders()
+        self.files = {name: self._status[name][0] for name in sorted(self._status)}
+
+    def _list(self, folder: str, identity: tuple[int, int]) -> None:
+        """Note what lies in a folder, and below it but for links."""
+        waiting = [(folder, identity)]
+        while waiting:
+            folder, identity = waiting.pop()
+            self._seen.add(identity)
+            try:
+                entries = list(os.scandir(self.root / folder))
+            except PermissionError:
+                self.choice.unusable["folder{} that may not be read"] += 1
+                continue
+            for entry in entries:
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                if _is_litter(entry.name):
+                    continue
+                try:
+                    status = entry.stat()
+                except OSError:
+                    self.choice.unusable["dead link{}"] += 1
+                    continue
+                if entry.is_file():
+                    if self.choice.takes(name):
+                        self._status[name] = status_of(status)
+                elif entry.is_dir():
+                    identity = _identity(os.stat(entry.path))  # in `status` it is 0 on Windows
+                    if entry.is_symlink():
+                        self._links.append((name, identity))
+                    else:
+                        self.folders.add(name)
+                        waiting.append((name, identity))
 
     def read_bytes(self, name: str) -> bytes:
-        _check_size(self.files[name][0])
+        _check_size(self.files[name])
         return (self.root / name).read_bytes()
+
+    def checksums(self, names: Sequence[str], cache_dir: Path | None) -> np.ndarray:
+        """CRC-32 of the content of files.
+
+        Args:
+            names: N of `files`.
+            cache_dir: where they are remembered; None reads all files in full.
+        Returns:
+            int64 (N,).
+        """
+        missing = {name: self._status[name] for name in names if name not in self._checksums}
+        if missing:
+            found = file_checksums(self.root, missing, cache_dir)
+            self._checksums.update(zip(missing, found.tolist(), strict=True))
+        return np.array([self._checksums[name] for name in names], dtype=np.int64)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 class Zip:
     """Image files inside a zip, read in place, so that no member can land outside its folder.
 
-    files: path in the zip -> (size, checksum). folders: those that are members themselves.
+    files: path in the zip -> size in bytes. folders: those that are members themselves.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()
+                 ) -> None:
         self.root = root
-        self.files: dict[str, tuple[int, int]] = {}
+        self.files: dict[str, int] = {}
         self.folders: set[str] = set()
+        self.choice = Choice(include, exclude)
+        self._checksums: dict[str, int] = {}
         try:
             with zipfile.ZipFile(root) as archive:
                 members = archive.infolist()
@@ -70,32 +208,63 @@ class Zip:
         for member in members:
             if member.is_dir():
                 self.folders.add(member.filename.rstrip("/"))
-            elif _is_image(member.filename):
+            elif self.choice.takes(member.filename):
                 if member.filename in self.files:
                     raise InputError(f"{root} has two members named {member.filename[:200]}")
-                self.files[member.filename] = (member.file_size, member.CRC)
+                self.files[member.filename] = member.file_size
+                self._checksums[member.filename] = member.CRC
+        self.folders -= self.choice.emptied_folders()
         self._local = threading.local()  # one open archive a thread: decoding runs in several
 
     def read_bytes(self, name: str) -> bytes:
-        claimed, _ = self.files[name]
+        """Raises BadZipFile where the content does not have the checksum of the directory."""
+        claimed = self.files[name]
         _check_size(claimed)
         if not hasattr(self._local, "archive"):
             self._local.archive = zipfile.ZipFile(self.root)
         with self._local.archive.open(name) as member:
             return member.read(claimed)  # read() alone unpacks all there is, whatever it claims
 
+    def checksums(self, names: Sequence[str], cache_dir: Path | None) -> np.ndarray:
+        """As Folder.checksums; the directory of a zip has them, so that nothing is read."""
+        return np.array([self._checksums[name] for name in names], dtype=np.int64)
+
 
 def open_container(path: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()
                    ) -> Folder | Zip:
-    """A folder or a zip of images. Raises InputError when it is neither or holds no image."""
-    # STAND-IN of helper C for include and exclude: helper A's open_container replaces it.
+    """A folder or a zip of images; says what is left out of it.
+
+    Args:
+        path: of the folder or zip.
+        include, exclude: globs, as for Choice.
+    Raises:
+        InputError: it is neither, or holds no image that takes part.
+    """
     if not path.exists():
         raise InputError(f"{path} does not exist: expected a folder or a zip with images")
-    container = Folder(path) if path.is_dir() else Zip(path)
-    for name in list(container.files):
-        unwanted = include and not any(fnmatch(name, pattern) for pattern in include)
-        if unwanted or any(fnmatch(name, pattern) for pattern in exclude):
-            del container.files[name]
+    if not path.is_dir() and not path.is_file():
+        raise InputError(f"{path} is no folder and no file: expected a folder or a zip with images")
+    if not path.is_dir():
+        _reject_other_files(path)
+    container = (Folder if path.is_dir() else Zip)(path, include, exclude)
     if not container.files:
-        raise InputError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        left_out = container.choice.left_out()
+        more = f"; it has {left_out}" if left_out else ""
+        raise InputError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}){more}")
+    container.choice.tell(path)
     return container
+
+
+def _reject_other_files(path: Path) -> None:
+    """Raise InputError for an archive of another kind, and for a single image."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+    kinds = [kind for start, kind in ARCHIVES.items() if head.startswith(start)]
+    if head[257:262] == b"ustar":
+        kinds = ["tar"]
+    if kinds:
+        raise InputError(f"{path} is an archive of the kind {kinds[0]}, which is not read in "
+                         "place: unpack it and name the folder, or pack it as a zip")
+    if path.suffix.lower() in IMAGE_SUFFIXES and not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is a single file, expected a folder or a zip of images: name "
+                         "the folder that holds it")

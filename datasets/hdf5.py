@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from datasets.checksums import file_checksums, status_of
 from datasets.containers import MOST_BYTES
 from datasets.pixels import check_shape
 from datasets.rasters import require
@@ -80,6 +80,7 @@ class Hdf5Images(ImageSource):
         """
         self.path, self.array, self.rows, self.expected = path, array, rows, expected
         self.channels = len(array.shown)
+        self._checksum: np.ndarray | None = None
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(open_hdf5(path, expected))
             self.data = array_of(file, array.key)
@@ -103,11 +104,16 @@ class Hdf5Images(ImageSource):
             raise InputError(f"{self.path}: {key} holds {len(data):,} images, expected at least "
                              f"{self.rows.max() + 1:,}, as many as the other arrays")
 
-    @cached_property
-    def stamp(self) -> str:
-        status = self.path.stat()
-        return sha256_of(self.array.key, self.data.shape, status.st_size, status.st_mtime_ns,
-                         self.rows)
+    def checksums(self, cache_dir: Path | None) -> np.ndarray:
+        """Of the whole file, for each of its images."""
+        if self._checksum is None:
+            status = {self.path.name: status_of(self.path.stat())}
+            self._checksum = file_checksums(self.path.parent, status, cache_dir)
+        return np.repeat(self._checksum, len(self.rows))
+
+    def stamp(self, cache_dir: Path | None) -> str:
+        return sha256_of(self.array.key, np.array(self.array.shown), self.path.stat().st_size,
+                         self.checksums(cache_dir), self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 
 import numpy as np
@@ -29,6 +30,7 @@ PNG_MARKS = (b"eXIf", b"Raw profile type exif", b"tiff:Orientation")
 # read all the same (metadata), and sizes, for which there is a lower limit here, and an error.
 warnings.filterwarnings("ignore", module="PIL")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # says the same again, on stderr
 
 
 def _identify(data: bytes) -> Image.Image:

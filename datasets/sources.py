@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -20,12 +20,10 @@ from utils import sha256_of
 class ImageSource:
     """One view of N scenes.
 
-    channels: 1 or 3. stamp: changes when the images do; cached pixels and features hang on it.
-    value_range: what becomes black and white, where the user said so (see bands.py).
+    channels: 1 or 3. value_range: what becomes black and white, where the user said so (bands.py).
     """
 
     channels = 3
-    stamp = ""
     value_range: str | None = None
 
     def __len__(self) -> int:
@@ -47,14 +45,31 @@ class ImageSource:
         """The same view of these scenes alone."""
         raise NotImplementedError
 
+    def checksums(self, cache_dir: Path | None) -> np.ndarray:
+        """A checksum of all bytes that each scene is made of.
+
+        Args:
+            cache_dir: where checksums are remembered; None reads everything.
+        Returns:
+            int64 (N,).
+        """
+        raise NotImplementedError
+
+    def stamp(self, cache_dir: Path | None) -> str:
+        """Cached pixels and features hang on it: a hash of content, order and way of reading.
+
+        Names and places are no part of it, so a zip and what was unpacked from it have one stamp.
+        """
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Decoder:
     """How the bytes of a file become an image.
 
     read: bytes -> uint8 (H, W, channels). channels: 1 or 3. size: (height, width) of all images, or
-    what looks it up in the bytes of one. key: all that changes pixels, part of the stamp of the
-    images; empty for the name of `read`, so that whoever renames it has them decoded anew.
+    what looks it up in the bytes of one. key: must change with the pixels that `read` gives for the
+    same bytes, because cached pixels hang on it; by default the name of `read`.
     """
 
     read: Callable[[bytes], np.ndarray]
@@ -74,10 +89,13 @@ class ImageFiles(ImageSource):
         self.container, self.files, self.decoder = container, list(files), decoder
         self.channels = decoder.channels
 
-    @cached_property
-    def stamp(self) -> str:
-        files = (f"{name}{self.container.files[name]}" for name in self.files)
-        return sha256_of(self.decoder.key or self.decoder.read.__name__, *files)
+    def checksums(self, cache_dir: Path | None) -> np.ndarray:
+        return self.container.checksums(self.files, cache_dir)
+
+    def stamp(self, cache_dir: Path | None) -> str:
+        sizes = np.array([self.container.files[name] for name in self.files], dtype=np.int64)
+        return sha256_of(self.decoder.key or self.decoder.read.__name__, sizes,
+                         self.checksums(cache_dir))
 
     def __len__(self) -> int:
         return len(self.files)

@@ -14,12 +14,15 @@ from PIL import Image
 
 from datasets.sources import ImageSource
 from datasets.transforms import resize_side, scaled_size
-from engine.cache import cached_array
-from utils import InputError, progress, sha256_of, warn
+from engine.cache import cached_array, open_cached
+from utils import InputError, progress, sha256_of, warn_once
 
-STORE_VERSION = 1
+STORE_VERSION = 2  # another one makes all cached images useless
 ROOM = 1 << 30  # bytes of a store that are no matter, however little of them its images fill
 AHEAD = 64  # images decoded before they are asked for
+# Images are dark where half of them have hardly a pixel brighter than DARK of 255; SAMPLE of them
+# are looked at.
+DARK, SAMPLE = 40, 500
 
 
 class ImageStore:
@@ -60,7 +63,7 @@ class ImageStore:
             InputError: images of very different shapes.
         """
         side = resize_side(image_size)
-        key = sha256_of(STORE_VERSION, source.stamp, side)[:16]
+        key = sha256_of(STORE_VERSION, source.stamp(cache_dir), side)[:16]
         path = None if cache_dir is None else cache_dir / "images" / f"{label}-{key}.npy"
         decoding = _Decoding(source, label, side, workers)
         sizes = np.array(_made(path and path.with_suffix(".sizes.npy"), (len(source), 2), np.int64,
@@ -68,7 +71,51 @@ class ImageStore:
         _check_room(source, label, sizes)
         decoding.sizes, decoding.largest = sizes, sizes.max(axis=0).tolist()
         shape = (len(source), source.channels, *decoding.largest)
-        return ImageStore(_made(path, shape, np.uint8, decoding.images_from), sizes, side, key)
+        store = ImageStore(_made(path, shape, np.uint8, decoding.images_from), sizes, side, key)
+        kept = _brightness_file(source, label, cache_dir)
+        warn_if_dark(_made(kept, (len(store.sample()),), np.uint8, store.brightness_from), label)
+        return store
+
+    def sample(self) -> np.ndarray:
+        """The rows of up to SAMPLE images, evenly spaced; int64."""
+        return np.unique(np.linspace(0, len(self) - 1, SAMPLE).round().astype(np.int64))
+
+    def brightness_from(self, first: int) -> Iterator[np.ndarray]:
+        """Of each image of the sample from `first` on the 99th percentile of its pixels, (1,)."""
+        for row in self.sample()[first:]:
+            height, width = self.sizes[row]
+            pixels = self.images[row][:, :height, :width]  # without what pads them
+            yield np.percentile(pixels, 99, method="lower", keepdims=True).reshape(1)
+
+
+def _brightness_file(source: ImageSource, label: str, cache_dir: Path | None) -> Path | None:
+    """Where the verdict on a source is kept: of all image sizes, also when only features are."""
+    if cache_dir is None:
+        return None
+    key = sha256_of(STORE_VERSION, source.stamp(cache_dir))[:16]
+    return cache_dir / "brightness" / f"{label}-{key}.npy"
+
+
+def repeat_warning(source: ImageSource, label: str, cache_dir: Path) -> None:
+    """Warn again of dark images whose features alone are used; an earlier run looked at them."""
+    path = _brightness_file(source, label, cache_dir)
+    if path.exists():
+        warn_if_dark(open_cached(path, min(len(source), SAMPLE)), label)
+
+
+def warn_if_dark(brightness: np.ndarray, label: str) -> None:
+    """A warning where the median of the images' 99th percentiles is low.
+
+    Args:
+        brightness: uint8 (n,).
+        label: what the warning calls the images.
+    """
+    half = int(np.percentile(brightness, 50, method="lower"))
+    if half < DARK:
+        warn_once(f"of {len(brightness):,} images of {label} that were looked at, at least half "
+                  f"have almost no pixel (1 %) brighter than {half} of 255: if they are 16-bit "
+                  "images of a sensor, whose digital numbers fill a part of the range, stretch all "
+                  "of them alike, for folder and pairs by --range1 2%,98% or --range2 2%,98%")
 
 
 def _made(path: Path | None, shape: tuple[int, ...], dtype: type,
@@ -109,14 +156,8 @@ class _Decoding:
 
     def images_from(self, first: int) -> Iterator[np.ndarray]:
         """Each image from row `first` on, padded: uint8 (1, C, H, W)."""
-        brightest = 0
         for pixels in self._in_order(self._pixels, first, f"decoding {self.label}"):
-            brightest = max(brightest, int(pixels.max()))
             yield pixels[None]
-        if first == 0 and brightest < 64:
-            warn(f"no pixel of {self.label} is brighter than {brightest} of 255: if these are "
-                 "16-bit images of a sensor, whose digital numbers fill a part of the range, "
-                 "stretch all of them alike to 8 bits first")
 
     def _in_order(self, function: Callable[[int], Any], first: int, description: str
                   ) -> Iterator[Any]:

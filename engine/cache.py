@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.distributed import from_first, wait_for_all
-from engine.files import lock, rename, write_json, writing
+from engine.files import check_writable, lock, rename, write_json, writing
 from utils import InputError, rank
 
 
@@ -76,7 +76,7 @@ def open_cached(path: Path, rows: int) -> np.ndarray:
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Hold the lock of `path`; another process that makes it is waited for."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path.parent, "--cache_dir:")
     taken = f"another process makes {path.name}: waiting for it"
     with lock(path.with_name(f".{path.name}.lock"), taken, patient=True):
         yield

@@ -40,6 +40,8 @@ KINDS = {
         "settings": {str: object}, "result": str, "began_with": {str: (str, Tensor)},
         "remembered": {str: Tensor}, "best": BEST, "model": {str: Tensor}, "optimizer": dict}),
 }
+# Entries that are newer than the first files of a kind: checked where they are there.
+OPTIONAL = {"images": {str: Tensor}}
 # Ranges of whole numbers, wherever they stand.
 LIMITS = {"hash_bit": (1, 1024), "image_size": (1, LARGEST_SIDE), "latent_dim": (1, 65_536),
           "head_width": (0, 65_536), "neighbours": (0, 65_536), "split_seed": (0, 2**63)}
@@ -118,7 +120,8 @@ def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
     if type(found) is not str or found != kind:
         named = repr(found)[1:40].strip("'") if type(found) is str else "a foreign file"
         raise InputError(f"{path} is {named}, expected {kind} as made by {made_by}")
-    _check_entries(content, expected, str(path))
+    newer = {name: kinds for name, kinds in OPTIONAL.items() if name in content}
+    _check_entries(content, expected | newer, str(path))
     _check_values(content, expected, path)
     return content
 
@@ -150,12 +153,15 @@ def load_state(network: nn.Module, state: dict[str, Tensor], strict: bool = True
     network.load_state_dict(versioned, strict=strict)
 
 
-def same_content(before: Any, now: str | Tensor) -> bool:
-    """Texts that are equal, or tensors that are but for what another device rounds otherwise."""
-    if isinstance(now, Tensor):
-        return (isinstance(before, Tensor) and before.shape == now.shape
-                and torch.allclose(before, now, rtol=0.02, atol=1e-6))
-    return isinstance(before, str) and before == now
+def differing(name: str, before: Any, now: str | Tensor) -> str:
+    """What of two texts or two int64 (N,) called `name` differs, in words; empty: nothing."""
+    if isinstance(now, str):
+        return "" if type(before) is str and before == now else name
+    plain = isinstance(before, Tensor) and before.layout == torch.strided
+    if not plain or before.shape != now.shape or before.dtype != now.dtype:
+        return f"the {name}"
+    count = int((before != now).sum())
+    return f"{count:,} of {len(now):,} {name}" if count else ""
 
 
 def reason_of(error: Exception) -> str:

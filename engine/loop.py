@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint import copy_state, load_state, same_content
+from engine.checkpoint import copy_state, differing, load_state
 from engine.distributed import largest, share_buffers, sum_over_ranks
 from engine.epoch import Meters, ShuffledEpoch, Step
 from engine.run import RunFolder
@@ -66,7 +66,7 @@ class Run:
         Args:
             model, optimizer: what is saved.
             began_with: by name, what the run depends on beside its settings: a hash of a file, or
-                float numbers of the images, which may differ by some rounding.
+                int64 (N,), a checksum an image.
         Raises:
             InputError: last.pth does not fit, or began with something else.
         """
@@ -76,10 +76,10 @@ class Run:
             return
         before = self._state["began_with"]
         for name, value in began_with.items():
-            if not same_content(before.get(name), value):
-                raise InputError(f"cannot resume {self.folder.path}: {name} are not those that it "
+            found = differing(name, before.get(name), value)
+            if found:
+                raise InputError(f"cannot resume {self.folder.path}: {found} are not those that it "
                                  "began with")
-        self._began_with = before  # to the bit what it was
         with self.folder.fitting():
             if self.best["model"] is not None:
                 load_state(model, self.best["model"])  # a trial, for the end of the run

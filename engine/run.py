@@ -80,6 +80,9 @@ class RunFolder:
             if name != self.result and (self.path / name).exists():
                 raise InputError(f"{self.path} holds {name}, the result of another script: choose "
                                  "another --output_dir")
+        if last.exists() and overwrite and resume:
+            raise InputError(f"{last} is there to go on from: give --resume to do so, or "
+                             "--overwrite to begin again, not both")
         if last.exists() and overwrite:
             self._check_script(last)
         if resume and last.exists():
@@ -119,6 +122,8 @@ class RunFolder:
                 differing.append(f"{key} is not known any more")
             elif key not in before:
                 differing.append(f"{key} is not known to the code that began it")
+            elif key == "fingerprint" and before[key] != self.settings[key]:
+                differing.append("the images, their labels or their split are others")
             elif repr(before[key]) != repr(self.settings[key]):  # a file may hold anything
                 differing.append(f"{key} was {before[key]!r:.200}, now {self.settings[key]!r:.200}")
         if differing:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import hamming
 from data_loader import MODULES, config_of, load_dataset, load_readable, moved_places
 from datasets.base import DataConfig, PairedDataset
+from datasets.record import image_record, of_content
 from engine import cli
 from engine.checkpoint import LIMITS
 from engine.cli import ArgumentParser, number
@@ -38,7 +39,6 @@ from engine.loop import Run
 from engine.monitor import is_due, monitored_R
 from loss import reconstruction_loss
 from myautoencoder.features import dataset_features, prepare_features
-from myautoencoder.stage1 import norms_of
 from network import MultisourceAutoencoder
 from utils import (
     LARGEST_SIDE,
@@ -67,7 +67,7 @@ def main() -> None:
     compute = replace(compute, batch_size=min(args.batch_size, 128))  # 512 images are many
     arrays, content = dataset_features(dataset, settings, args.feature_weights, compute,
                                        settings["files"])
-    norms = norms_of(arrays)
+    images = image_record(dataset, compute.cache_dir)
     arrays = prepare_features(arrays, dataset.train, settings, device)
     features = [torch.from_numpy(x[dataset.train]).to(device) for x in arrays]  # (n, d) a source
 
@@ -76,7 +76,7 @@ def main() -> None:
     model = MultisourceAutoencoder(widths, args.latent_dim, encoder, args.init).to(device)
     # Fused: one pass over the weights a step, not ten.
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
-    run.attach(model, optimizer, {"the weights or feature files": content, **norms})
+    run.attach(model, optimizer, {"the weights or feature files": content, **of_content(images)})
     network = wrap_for_ranks(model, device)
 
     # ------------------------------------------------------------ loop
@@ -95,6 +95,7 @@ def main() -> None:
 
     # ------------------------------------------------------------ save
     result = checkpoint_of(args, settings | {"content": content}, dataset, data, model)
+    result |= {"images": images}
     if R:
         model.load_state_dict(run.kept()[-1])
         result["latent_map"] = latent_map(model, arrays, dataset, R, bool(args.data_hash))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from data_loader import ImageLoader
 from datasets.base import PairedDataset
 from datasets.sources import ImageSource
-from datasets.store import UnreadableImages, unreadable
+from datasets.store import UnreadableImages, repeat_warning, unreadable
 from engine.cache import cached_array, open_cached
 from engine.cli import Compute
 from engine.distributed import from_first, in_turns
@@ -24,7 +24,7 @@ from myautoencoder.feature_files import features_of_lists
 from network import Backbone, HashNetwork, load_backbone
 from utils import InputError, autocast, progress, rank, resolve_path, sha256_of, world_size
 
-FEATURE_VERSION = 1  # another one makes all cached features useless
+FEATURE_VERSION = 2  # another one makes all cached features useless
 
 
 def apply_network(network: nn.Module, loader: ImageLoader, rows: np.ndarray, compute: Compute,
@@ -121,6 +121,7 @@ class FeatureExtractor:
         path = self._path(source, label)
         if path.exists():
             print(f"reusing features {path.name}")
+            repeat_warning(source, label, self.compute.cache_dir)
         return cached_array(path, (len(source), self.backbone.dim), np.float32,
                             lambda first: self._rows_from(first, source, label), together=True)
 
@@ -129,14 +130,17 @@ class FeatureExtractor:
         if self.compute.cache_dir is None:
             return None
         path = self._path(source, label)
-        return open_cached(path, len(source)) if from_first(path.exists()) else None
+        if not from_first(path.exists()):
+            return None
+        repeat_warning(source, label, self.compute.cache_dir)
+        return open_cached(path, len(source))
 
     def _path(self, source: ImageSource, label: str) -> Path:
         """Where the features lie, by what they are made of."""
         name, content = self.backbone.name, self.backbone.digest
         # bfloat16 changes the values, and float32 on another kind of device only the last digits.
-        key = sha256_of(FEATURE_VERSION, source.stamp, name, content, self.backbone.image_size,
-                        self.compute.amp)[:16]
+        key = sha256_of(FEATURE_VERSION, source.stamp(self.compute.cache_dir), name, content,
+                        self.backbone.image_size, self.compute.amp)[:16]
         return self.compute.cache_dir / "features" / f"{label}-{name}-{key}.npy"
 
     def _rows_from(self, first: int, source: ImageSource, label: str) -> Iterator[np.ndarray]:
@@ -230,12 +234,6 @@ def _extracted(dataset: PairedDataset, numbers: Sequence[int], extractor: Featur
                 error.add(unreadable(source, label, extractor.compute.workers), len(source))
             raise error from None
     return found
-
-
-def row_norms(features: np.ndarray) -> Tensor:
-    """The length of each row (N, d), float32 (N,): tells other images, hardly other devices."""
-    parts = np.array_split(features, max(1, len(features) // 8192))
-    return torch.cat([torch.from_numpy(np.array(part)).norm(dim=1) for part in parts])
 
 
 def prepare_features(arrays: Sequence[np.ndarray], train: np.ndarray, settings: dict[str, Any],

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from engine.cli import Compute
 from engine.distributed import from_first
 from loss import cluster_centres, latent_scale
 from myautoencoder.feature_files import feature_files_of
-from myautoencoder.features import dataset_features, prepare_features, row_norms
+from myautoencoder.features import dataset_features, prepare_features
 from network import MultisourceAutoencoder
 from utils import InputError, rank, resolve_path, warn
 
@@ -55,12 +54,11 @@ def load_stage1(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
 
 
 def training_features(args: argparse.Namespace, dataset: PairedDataset,
-                      stage1: tuple[dict[str, Any], Path], compute: Compute
-                      ) -> tuple[list[Tensor], dict[str, Tensor]]:
+                      stage1: tuple[dict[str, Any], Path], compute: Compute) -> list[Tensor]:
     """The frozen features of the training images, as the autoencoder has seen them.
 
     Returns:
-        float32 (n, d) a source, on the device; and by name what tells them from others.
+        float32 (n, d) a source, on the device.
     Raises:
         InputError: as dataset_features; other weights or files than those of stage 1.
     """
@@ -69,15 +67,8 @@ def training_features(args: argparse.Namespace, dataset: PairedDataset,
     files = feature_files_of(checkpoint, path, [args.features1, args.features2])
     weights = args.feature_weights or settings["feature_weights"]
     arrays, _ = dataset_features(dataset, settings, weights, compute, files)
-    norms = norms_of(arrays)
     arrays = prepare_features(arrays, dataset.train, settings, compute.device)
-    return [torch.from_numpy(x[dataset.train]).to(compute.device) for x in arrays], norms
-
-
-def norms_of(features: Sequence[np.ndarray]) -> dict[str, Tensor]:
-    """By name, the lengths of the rows of each source, (N, d): they tell other images."""
-    return {f"the images of source {number}, or their features,": row_norms(x)
-            for number, x in enumerate(features, 1)}
+    return [torch.from_numpy(x[dataset.train]).to(compute.device) for x in arrays]
 
 
 def make_centres(autoencoder: MultisourceAutoencoder, features: Sequence[Tensor], alpha: float,

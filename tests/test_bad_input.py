@@ -148,8 +148,9 @@ def test_images_of_a_sensor_that_are_nearly_black_in_8_bits_are_warned_of(tmp_pa
     dataset = open_pairs(tmp_path)
     ImageStore.open(dataset.source1, "coarse", 32, None, 2)
     warning, = capsys.readouterr().err.strip().splitlines()
-    assert warning.startswith("warning: no pixel of coarse is brighter than 8 of 255")
-    assert "stretch" in warning
+    assert warning.startswith("warning: of 42 images of coarse that were looked at, at least half "
+                              "have almost no pixel (1 %) brighter than 6 of 255")
+    assert "stretch" in warning and "--range1 2%,98%" in warning
     ImageStore.open(dataset.source2, "fine", 32, None, 2)
     assert capsys.readouterr().err == ""
 
@@ -311,11 +312,12 @@ def test_cached_files_that_are_damaged_are_named(trained, tmp_path, capsys):
     flags = [*first_stage(trained[0]), "--epoch", 1, "--cache_dir", tmp_path / "cache",
              "--overwrite", "--output_dir", tmp_path / "ae"]
     done(capsys, AUTOENCODER, *flags)
-    for kind in ("features", "images"):
+    for kind in ("features", "images", "brightness"):
         if kind == "images":  # needed again where the features are not there
             shutil.rmtree(tmp_path / "cache" / "features")
         paths = sorted((tmp_path / "cache" / kind).glob("*.npy"))
-        assert len(paths) == {"features": 2, "images": 4}[kind]  # of images also their sizes
+        # Of images also their sizes.
+        assert len(paths) == {"features": 2, "images": 4, "brightness": 2}[kind]
         for path in paths:
             whole = path.read_bytes()
             fewer = io.BytesIO()

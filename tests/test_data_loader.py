@@ -17,6 +17,7 @@ from data_loader import (
     moved_places,
 )
 from datasets.base import OWN_IMAGES
+from datasets.record import image_record
 from datasets.transforms import Transform
 from engine.cli import ArgumentParser, Compute
 from engine.data_flags import add_data_flags
@@ -118,9 +119,83 @@ def test_folders_of_ones_own_may_be_moved_and_what_is_in_them_may_not(tmp_path, 
     dataset, moved = inherit_dataset(flags(source1=str(tmp_path / "new")), content)
     assert dataset.source1.container.root == tmp_path / "new"
     assert moved.source1 == str(tmp_path / "new") and "source1" in moved_places(config)
-    complaint(lambda: inherit_dataset(flags(source1=str(tmp_path / "other")), content),
-              "not those of the checkpoint")
+    text = complaint(lambda: inherit_dataset(flags(source1=str(tmp_path / "other")), content),
+                     f"found in {tmp_path / 'other'} are not those of the checkpoint; name its own "
+                     "with --source1")
+    assert "train again" not in text
     complaint(lambda: inherit_dataset(flags(data_name="EuroSAT"), content), "contradicts")
+
+
+@pytest.fixture
+def known(tmp_path):
+    """Images, and what a checkpoint keeps of them."""
+    tree(tmp_path / "one", scenes(".png", kind="PNG"))
+    tree(tmp_path / "two", scenes(".tif", kind="TIFF"))
+    config = DataConfig("pairs", source1=str(tmp_path / "one"), source2=str(tmp_path / "two"))
+    dataset = load_dataset(config)
+    return {"data": config.as_dict(), "fingerprint": dataset.fingerprint,
+            "images": image_record(dataset, None)}
+
+
+def test_other_images_than_those_of_a_checkpoint_are_counted(tmp_path, known):
+    for place, suffix in (("one", "png"), ("two", "tif")):
+        folder = tmp_path / place
+        (folder / f"Forest/Forest_1.{suffix}").unlink()
+        (folder / f"River/River_1.{suffix}").rename(folder / f"Forest/River_1.{suffix}")
+        (folder / f"River/River_2.{suffix}").rename(folder / f"River/River_99.{suffix}")
+    complaint(lambda: inherit_dataset(flags(), known),
+              f"found in {tmp_path / 'one'} are not those of the checkpoint: of 36 images 2 added, "
+              "3 removed", "; name its own with --source1")
+
+
+def test_images_of_other_content_are_warned_of_and_counted_by_source(tmp_path, known, capsys):
+    inherit_dataset(flags(), known)
+    assert capsys.readouterr().err == ""
+    for name in ("one/Forest/Forest_1.png", "two/Forest/Forest_1.tif", "two/River/River_1.tif"):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    dataset, _ = inherit_dataset(flags(), known)
+    assert capsys.readouterr().err == (
+        "warning: 1 of 36 images of source 1 and 2 of 36 images of source 2 have another content "
+        "than when the checkpoint was made, under the same names\n")
+    assert len(dataset.names) == 36
+
+
+def test_a_zip_of_the_images_is_as_good_as_their_folder(tmp_path, known, capsys):
+    tree(tmp_path / "packed.zip", scenes(".png", kind="PNG"))
+    inherit_dataset(flags(source1=str(tmp_path / "packed.zip")), known)
+    assert capsys.readouterr().err == ""
+
+
+def test_where_it_is_not_needed_the_second_source_may_be_gone(tmp_path, known):
+    (tmp_path / "two").rename(tmp_path / "moved")
+    complaint(lambda: inherit_dataset(flags(), known), f"{tmp_path / 'two'} does not exist")
+    dataset, config = inherit_dataset(flags(), known, second=False)
+    assert dataset.source2 is None and config.source2 == str(tmp_path / "two")
+    assert dataset.fingerprint == known["fingerprint"]
+
+
+@pytest.mark.parametrize("data_name", ["EuroSAT", "UCMerced", "demo"])
+def test_no_data_set_needs_its_second_source_to_find_the_first(tmp_path, data_name):
+    if data_name == "UCMerced":
+        tree(tmp_path / "UCMerced_LandUse", hollow(SCENES))
+    for name in ("EuroSAT", "EuroSAT_VHR") if data_name == "EuroSAT" else ():
+        tree(tmp_path / name, hollow(SCENES))
+    config = DataConfig(data_name, str(tmp_path))
+    whole = load_dataset(config)
+    known = {"data": config.as_dict() | {"source2": whole.source_names[1]},
+             "fingerprint": whole.fingerprint}
+    dataset, _ = inherit_dataset(flags(data_dir=str(tmp_path)), known, second=False)
+    assert whole.source2 is not None and dataset.source2 is None
+    assert dataset.file_label(0) == whole.file_label(0)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("skip", 5), ("skip", "abc"), ("source1", [1]), ("max_per_class", 0.5)])
+def test_odd_settings_in_a_checkpoint_are_damage(known, name, value):
+    known["data"][name] = value
+    complaint(lambda: inherit_dataset(flags(), known), f"{name} of the checkpoint's images is",
+              "damaged")
 
 
 def test_sources_that_are_no_folders_are_not_places():

@@ -12,6 +12,7 @@ import torchvision
 from PIL import Image
 
 import hamming
+from engine.checkpoint import save_checkpoint
 from hamming.pictures import FRAME, RIGHT, TILE, WRONG
 from helpers import QUICK, SMALL, read_results
 from script_helpers import HEAD, done, quick_flags, refused
@@ -171,6 +172,14 @@ def test_the_threshold_of_a_model_is_the_one_that_is_given(model, tmp_path, caps
                     "--save_codes", tmp_path / "zeros.npz")  # tanh never reaches 1.1
     assert not np.load(tmp_path / "zeros.npz")["query_codes"].any()
     assert "all 12 bits are the same for all images" in error
+
+
+def test_the_second_source_need_not_be_there_any_more(trained, tmp_path, capsys):
+    content = torch.load(trained[0] / "mr" / "mrhash.pth", weights_only=True)
+    content["data"]["source2"] = str(tmp_path / "gone")
+    save_checkpoint(tmp_path / "mrhash.pth", content)
+    _, error = done(capsys, "test.py", "--pretrain_path", tmp_path / "mrhash.pth", *SMALL)
+    assert read_results(tmp_path) == read_results(trained[0] / "mr") and "source" not in error
 
 
 def test_codes_of_a_frozen_backbone_are_made_from_cached_features(trained, tmp_path, capsys):

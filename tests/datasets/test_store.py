@@ -5,12 +5,13 @@ import pytest
 import torch
 from torchvision import transforms
 
+from datasets import store as image_store
 from datasets.containers import Folder
 from datasets.sources import ImageFiles
-from datasets.store import ImageStore, UnreadableImages
+from datasets.store import ImageStore, UnreadableImages, repeat_warning
 from engine import cache
 from image_helpers import Arrays, as_pillow, load, picture, store_of, stored
-from utils import InputError
+from utils import InputError, warn_once
 
 
 def open_store(source, cache, image_size=32):
@@ -85,6 +86,83 @@ def test_store_of_a_dataset_keeps_rows_and_names_together(eurosat):
     assert torch.from_numpy(store.sizes).unique().tolist() == [8]
 
 
+# ------------------------------------------------------------ dark images
+
+
+def warning_of(capsys):
+    """What was said of dark images; it is said once in a process, which begins anew here."""
+    warn_once.cache_clear()
+    return capsys.readouterr().err
+
+
+def flat(*levels, shape=(8, 8, 3)):
+    return [np.full(shape, level, np.uint8) for level in levels]
+
+
+@pytest.mark.parametrize(("level", "warned"), [(39, True), (40, False)])
+def test_dark_images_are_warned_of(capsys, level, warned):
+    warn_once.cache_clear()
+    store_of(*flat(0, level, 255))
+    assert (f"of 3 images of test that were looked at, at least half have almost no pixel (1 %) "
+            f"brighter than {level} of 255" in warning_of(capsys)) == warned
+
+
+def test_one_cloud_hides_no_black_images_and_one_bright_pixel_no_image(capsys):
+    warn_once.cache_clear()
+    images = flat(*[8] * 47, 255, shape=(20, 20, 3))
+    for image in images:
+        image[3, 4] = 255
+    store_of(*images)
+    assert "of 48 images" in (text := warning_of(capsys)) and "brighter than 8 of 255" in text
+
+
+def test_night_and_forest_among_other_images_are_no_reason_to_warn(capsys):
+    warn_once.cache_clear()
+    store_of(*flat(*[9] * 10, *[60] * 11))
+    assert warning_of(capsys) == ""
+
+
+def test_padding_is_not_dark(capsys):
+    warn_once.cache_clear()
+    store_of(*flat(50, 50, 50, shape=(3, 3, 3)), *flat(50, 50, shape=(36, 36, 3)))
+    assert warning_of(capsys) == ""
+
+
+def test_of_many_images_some_are_looked_at(capsys, monkeypatch):
+    warn_once.cache_clear()
+    monkeypatch.setattr(image_store, "SAMPLE", 5)
+    store = store_of(*flat(*[90, 9, 9] * 4))
+    assert store.sample().tolist() == [0, 3, 6, 8, 11]  # of rows 0 to 11
+    assert warning_of(capsys) == ""
+    assert len(list(store.brightness_from(3))) == 2
+
+
+def test_the_warning_is_repeated_when_the_cache_is_used(tmp_path, capsys):
+    warn_once.cache_clear()
+    source = Arrays(flat(5, 6, 7))
+    for image_size in (32, 32, 48):
+        open_store(source, tmp_path, image_size)
+        assert "brighter than 6 of 255" in warning_of(capsys)
+    repeat_warning(source, "test", tmp_path)  # where features alone are used
+    assert "brighter than 6 of 255" in warning_of(capsys)
+    assert source.reads == 6
+
+
+def test_the_warning_comes_also_after_a_kill_in_the_middle(tmp_path, capsys, monkeypatch):
+    warn_once.cache_clear()
+    monkeypatch.setattr(cache._Part, "SAVE_EVERY", -1.0)
+    source = Arrays(flat(*range(5, 14)))
+    read = source.read
+    monkeypatch.setattr(source, "read", lambda index: read(index) if index < 6 else exec(
+        "raise KeyboardInterrupt"))
+    with pytest.raises(KeyboardInterrupt):
+        open_store(source, tmp_path)
+    assert warning_of(capsys) == ""
+    monkeypatch.setattr(source, "read", read)
+    open_store(source, tmp_path)
+    assert "of 9 images of test that were looked at" in warning_of(capsys)
+
+
 # ------------------------------------------------------------ images that cannot be read, and kills
 
 
@@ -111,12 +189,6 @@ def test_images_whose_size_cannot_be_read_are_named_with_all_others(tmp_path, mo
     with pytest.raises(UnreadableImages, match=r"2 of 9 images .* scene 2 .*; scene 5 "):
         open_store(source, tmp_path)
     assert left(tmp_path) == []
-
-
-@pytest.mark.parametrize(("level", "warned"), [(63, True), (64, False)])
-def test_dark_images_are_warned_of(capsys, level, warned):
-    store_of(np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), level, np.uint8))
-    assert ("brighter than 63 of 255" in capsys.readouterr().err) == warned
 
 
 def test_interrupted_decoding_leaves_no_store(tmp_path, monkeypatch):

@@ -107,6 +107,12 @@ def test_an_array_of_other_rows_is_damaged(tmp_path):
         open_cached(path, 7)
 
 
+def test_a_cache_that_cannot_be_written_names_its_flag(tmp_path):
+    (tmp_path / "images").write_text("a file where a folder belongs")
+    with pytest.raises(InputError, match=f"^--cache_dir: {tmp_path / 'images'} is a file"):
+        cached_array(tmp_path / "images" / "a.npy", (6, 2), np.int32, lambda first: [WHOLE])
+
+
 def test_a_full_disk_is_named(tmp_path, monkeypatch):
     def full(self, rows):
         with cache.writing(self.path):

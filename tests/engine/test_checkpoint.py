@@ -5,18 +5,23 @@ import pickle
 import shutil
 import zipfile
 from argparse import Namespace
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_loader import DataConfig, inherit_dataset
-from engine.checkpoint import content_of, load_checkpoint, same_content, save_checkpoint
+from datasets.base import PairedDataset
+from datasets.record import changes, image_record, other_content
+from engine.checkpoint import content_of, differing, load_checkpoint, save_checkpoint
 from engine.files import at_end
 from engine.loop import Run
 from helpers import SMALL, call, stage2_flags
 from hostile_helpers import FUZZ, Trap, damage, one_sentence
+from image_helpers import Arrays
 from myautoencoder.feature_files import feature_files_of
 from network import MultisourceAutoencoder, rebuild_autoencoder, rebuild_hash_network
 
@@ -46,12 +51,16 @@ def test_which_autoencoder_it_is_depends_on_weights_and_features_and_not_on_plac
     assert content_of(stage1, weights) != known
 
 
-@pytest.mark.parametrize(("before", "now", "same"), [
-    ("a", "a", True), ("a", "b", False), (None, "a", False), (torch.ones(2), "a", False),
-    (torch.ones(2), torch.ones(2) * 1.01, True), (torch.ones(2), torch.ones(2) * 1.03, False),
-    (torch.ones(2), torch.ones(3), False), ("a", torch.ones(2), False)])
-def test_texts_must_be_equal_and_numbers_nearly(before, now, same):
-    assert same_content(before, now) == same
+ROWS = torch.tensor([4, 5, 6])
+
+
+@pytest.mark.parametrize(("before", "now", "words"), [
+    ("a", "a", ""), ("a", "b", "scenes"), (None, "a", "scenes"), (ROWS, "a", "scenes"),
+    (ROWS, ROWS.clone(), ""), (ROWS, torch.tensor([4, 0, 0]), "2 of 3 scenes"),
+    (ROWS, ROWS[:2], "the scenes"), (ROWS.double(), ROWS, "the scenes"), ("a", ROWS, "the scenes"),
+    (ROWS.to_sparse(), ROWS, "the scenes"), (None, ROWS, "the scenes")])
+def test_what_differs_is_said_in_words_and_rows_are_counted(before, now, words):
+    assert differing("scenes", before, now) == words
 
 
 # ------------------------------------------------------------ made to harm
@@ -146,6 +155,11 @@ ODD = [None, True, -1, 0, 2**70, float("nan"), "", "x\ny", "../x", [], [None], {
        torch.zeros((), device="meta")]
 
 
+SCENES = PairedDataset("three", ["a", "b", "c"], Arrays([np.zeros((2, 2, 3), np.uint8)] * 3), None,
+                       np.array([0, 1, 0]), ["x", "y"], np.array([0, 1]), np.array([0, 1]),
+                       np.array([2]), ("one", "none"))
+
+
 def small_checkpoints():
     """A small file of each kind, by its `format`."""
     autoencoder = MultisourceAutoencoder([4, 3], 2)
@@ -155,13 +169,14 @@ def small_checkpoints():
     network = {"model_type": "squeezenet1_1", "hash_bit": 8, "image_size": 32, "threshold": 0.0,
                "head_width": 0}
     yield {"format": "mrhash-autoencoder-1", "network": autoencoder.settings(), "data": data,
-           "fingerprint": "f", "model": autoencoder.state_dict(), "features": features}
+           "fingerprint": "f", "model": autoencoder.state_dict(), "features": features,
+           "images": image_record(SCENES, None)}
     yield {"format": "mrhash-1", "network": network, "data": data, "fingerprint": "f",
            "model": MODEL.state_dict()}
     yield {"format": "mrhash-training-2", "finished": {"epoch": 3}, "settings": {"lr": 0.1},
            "unfinished": {"phase": "epoch", "step": 2, "sums": torch.zeros(1), "rows": 8,
                           "random": torch.get_rng_state()},
-           "result": "r.pth", "began_with": {"images": torch.ones(2), "weights": "w"},
+           "result": "r.pth", "began_with": {"images": ROWS, "weights": "w"},
            "remembered": {"target": torch.ones(2)}, "model": MODEL.state_dict(),
            "optimizer": torch.optim.Adam(MODEL.parameters()).state_dict(),
            "best": {"phase": "epoch", "score": 0.5, "epoch": 2, "model": MODEL.state_dict()}}
@@ -178,7 +193,7 @@ def resume(path, folder):
         run = Run(folder / "run", "r.pth", {"lr": 0.1}, True, False)
         model = copy.deepcopy(MODEL)
         run.attach(model, torch.optim.Adam(model.parameters()),
-                   {"images": torch.ones(2), "weights": "w"})
+                   {"images": ROWS, "weights": "w"})
         run.meters("loss")
         run._resume_inside(9)
     finally:
@@ -194,8 +209,10 @@ def use(path, kind, folder):
     if kind == "mrhash-autoencoder-1":
         rebuild_autoencoder(content, path)
         feature_files_of(content, path, [None, None])
+        for said in (changes, partial(other_content, cache_dir=None)):
+            said(content.get("images", image_record(SCENES, None)), SCENES)
         names = ("data_name", "data_dir", "source1", "source2", "split_dir", "max_per_class",
-                     "pairs")
+                 "pairs")
         inherit_dataset(Namespace(**dict.fromkeys(names)), content)
     else:
         rebuild_hash_network(content, path)

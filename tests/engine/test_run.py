@@ -1,7 +1,9 @@
 """The folder of a run: whose it is, with which settings it goes on, what stands in its log."""
 
 import json
+import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +156,24 @@ def test_a_setting_that_only_one_of_two_versions_knows_is_a_difference(tmp_path)
         entered(tmp_path, {"lr": 0.1, "kl": "mean"}, resume=True)
 
 
+def test_another_split_is_said_in_words(tmp_path):
+    begun(tmp_path, {"fingerprint": "abc"})
+    with pytest.raises(InputError, match=r"settings: the images, their labels or their split "
+                                         r"are others$"):
+        entered(tmp_path, {"fingerprint": "abd"}, resume=True)
+
+
+def test_resume_and_overwrite_are_refused_together_where_there_is_a_run_to_resume(tmp_path):
+    begun(tmp_path, {"lr": 1})
+    before = everything(tmp_path)
+    with pytest.raises(InputError, match=r"last\.pth is there to go on from: give --resume .* not "
+                                         "both"):
+        entered(tmp_path, {"lr": 1}, resume=True, overwrite=True)
+    assert everything(tmp_path) == before
+    (tmp_path / "last.pth").rename(tmp_path / "r.pth")  # a finished run of a table: made again
+    assert entered(tmp_path, {"lr": 1}, resume=True, overwrite=True).state is None
+
+
 def test_nothing_to_resume_is_a_new_run(tmp_path, capsys):
     assert entered(tmp_path, {}, resume=True).state is None
     assert "nothing to resume" in capsys.readouterr().out
@@ -216,12 +236,16 @@ def test_a_run_does_not_go_on_with_an_image_exchanged(own_run, tmp_path, capsys,
     Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
     code, _, error = call(capsys, *command)
     assert code == 2, error
-    assert f"the images of source {source}, or their features, are not those" in error
+    assert f"1 of 42 images of source {source} are not those that it began with" in error
 
 
 def test_a_run_goes_on_with_its_images_at_another_place(own_run, tmp_path, capsys):
-    command = at_another_place(own_run, tmp_path)  # where dates are others, too
-    code, out, error = call(capsys, *command)
+    command = at_another_place(own_run, tmp_path)
+    os.utime(next((tmp_path / "coarse" / "sea").iterdir()))  # dates may be others, too
+    with zipfile.ZipFile(tmp_path / "coarse.zip", "w") as archive:
+        for path in (tmp_path / "coarse").rglob("*.bmp"):
+            archive.write(path, path.relative_to(tmp_path / "coarse"))
+    code, out, error = call(capsys, *command, "--source1", tmp_path / "coarse.zip")
     assert code == 0 and "resuming" in out, error
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 
 import numpy as np
 import pytest
@@ -21,10 +22,9 @@ from myautoencoder.features import (
     dataset_features,
     hash_features,
     prepare_features,
-    row_norms,
 )
 from network import Backbone, HashNetwork, load_backbone
-from utils import InputError
+from utils import InputError, warn_once
 
 CPU = torch.device("cpu")
 SIZE = 32
@@ -132,14 +132,54 @@ def test_another_backbone_size_weights_precision_or_image_is_another_key(scenes,
     assert len(cached_files(scenes)) == len(before) + 1  # the image changed for every network
 
 
-def test_the_key_is_the_one_that_older_caches_have(tmp_path):
+def test_the_key_is_the_one_that_caches_have(tmp_path):
     backbone = Backbone(torch.nn.Linear(2, 3), "linear", SIZE, 3, True, True)
     backbone.digest = "content"
     backbone.forward = lambda images: images.mean(dim=(2, 3))
     source = Arrays([picture(0, 40, 40)], stamp="stamp")
     FeatureExtractor(backbone, computing(tmp_path)).of_source(source, "label")
     (path,) = (tmp_path / "features").glob("*.npy")
-    assert path.name == "label-linear-89bd9bf296c6600f.npy"
+    assert path.name == "label-linear-d0f2a15123b616c8.npy"
+
+
+def tiffs(folder, value):
+    """Uncompressed TIFFs of equal size, as unpacked from a tar whose times are 0."""
+    for label, number in itertools.product("ab", range(5)):
+        path = folder / label / f"{number}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        as_pillow(picture(value + 10 * ord(label) + number, 40, 40)).save(path)
+        os.utime(path, (0, 0))
+
+
+def test_two_folders_of_one_name_size_and_date_have_features_of_their_own(tmp_path):
+    settings = {"feature_backbone": "squeezenet1_1", "image_size": SIZE, "amp": False}
+
+    def features(cache_dir, **places):
+        config = {name: str(tmp_path / place / "scenes") for name, place in places.items()}
+        dataset = load_dataset(DataConfig("pairs" if places.keys() > {"source1"} else "folder",
+                                          **config))
+        return dataset_features(dataset, settings, "none", computing(cache_dir))[0]
+
+    for number, place in enumerate(("x1", "x2")):
+        tiffs(tmp_path / place / "scenes", 500 * number)
+    assert len({path.stat().st_size for path in tmp_path.rglob("*.tif")}) == 1
+    cache_dir = tmp_path / "cache"
+    first, = features(cache_dir, source1="x1")
+    second, = features(cache_dir, source1="x2")
+    assert np.abs(first - second).max(axis=1).min() > 1e-3  # of each image
+    both = features(cache_dir, source1="x1", source2="x2")
+    assert np.array_equal(both[0], first) and np.array_equal(both[1], second)
+    alone = features(None, source1="x1", source2="x2")
+    assert np.array_equal(both[1], alone[1]) and len(cached_files(tmp_path)) == 4
+
+
+def test_cached_features_of_dark_images_are_warned_of(tmp_path, capsys):
+    source = Arrays([np.full((40, 40, 3), value, np.uint8) for value in range(7)])
+    extractor = FeatureExtractor(Failing(None), computing(tmp_path))
+    for use in (extractor.of_source, extractor.of_source, extractor.cached):
+        warn_once.cache_clear()
+        use(source, "test")
+        assert "brighter than 3 of 255" in capsys.readouterr().err, use
 
 
 def test_only_cached_features_are_looked_up(scenes, calls):
@@ -370,8 +410,3 @@ def test_more_neighbours_than_training_images_are_refused():
     x = np.zeros((5, 3), np.float32)
     with pytest.raises(InputError, match=r"--neighbours 4 needs more training images .* found 4"):
         prepare_features([x], np.arange(4), {"neighbours": 4}, CPU)
-
-
-def test_row_norms_are_lengths():
-    norms = row_norms(np.array([[3, 4], [0, 0], [5, 12]], np.float32).repeat(5000, axis=0))
-    assert norms.tolist() == [5.0] * 5000 + [0.0] * 5000 + [13.0] * 5000

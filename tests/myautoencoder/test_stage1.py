@@ -13,7 +13,7 @@ from engine.cli import Compute, run
 from helpers import QUICK, script_module, stage1_flags, stage2_flags
 from loss import cluster_centres, label_spread, soft_assignment
 from myautoencoder.features import dataset_features
-from myautoencoder.stage1 import load_stage1, make_centres, norms_of, training_features
+from myautoencoder.stage1 import load_stage1, make_centres, training_features
 from network import MultisourceAutoencoder
 from script_helpers import AUTOENCODER, done, load, quick_flags, refused, stage1_of
 from utils import InputError
@@ -90,15 +90,13 @@ def dataset_of(trained):
     return load_dataset(DataConfig(**load(stage1_of(trained))["data"]))
 
 
-def test_features_are_those_of_the_training_images_and_norms_those_of_all(trained):
+def test_features_are_those_of_the_training_images(trained):
     dataset, args = dataset_of(trained), parse(stage1_of(trained))
-    found, norms = training_features(args, dataset, load_stage1(args), CPU)
+    found = training_features(args, dataset, load_stage1(args), CPU)
     whole, _ = dataset_features(dataset, load(stage1_of(trained))["features"], "none", CPU)
-    assert len(found) == len(norms) == 2
-    for rows, array, norm in zip(found, whole, norms.values(), strict=True):
+    assert len(found) == 2
+    for rows, array in zip(found, whole, strict=True):
         np.testing.assert_array_equal(rows.numpy(), array[dataset.train])
-        np.testing.assert_allclose(norm.numpy(), np.linalg.norm(array, axis=1), rtol=1e-5)
-    assert list(norms_of(whole)) == list(norms)
 
 
 def test_features_are_prepared_as_in_stage_1(trained, tmp_path):
@@ -106,12 +104,11 @@ def test_features_are_prepared_as_in_stage_1(trained, tmp_path):
     content["features"] |= {"feature_norm": "unit", "neighbours": 2}
     save_checkpoint(tmp_path / "unit.pth", content)
     args = parse(tmp_path / "unit.pth")
-    found, norms = training_features(args, dataset_of(trained), load_stage1(args), CPU)
+    found = training_features(args, dataset_of(trained), load_stage1(args), CPU)
     assert all(torch.allclose((x**2).mean(dim=1), torch.ones(39), rtol=1e-4) for x in found)
-    raw, same = training_features(parse(stage1_of(trained)), dataset_of(trained),
-                                  load_stage1(parse(stage1_of(trained))), CPU)
+    raw = training_features(parse(stage1_of(trained)), dataset_of(trained),
+                            load_stage1(parse(stage1_of(trained))), CPU)
     assert not torch.allclose(found[0], raw[0])
-    assert all(map(torch.equal, norms.values(), same.values()))  # of what they are made of
 
 
 def points():
