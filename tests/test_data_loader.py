@@ -194,8 +194,7 @@ def test_no_data_set_needs_its_second_source_to_find_the_first(tmp_path, data_na
     ("skip", 5), ("skip", "abc"), ("source1", [1]), ("max_per_class", 0.5)])
 def test_odd_settings_in_a_checkpoint_are_damage(known, name, value):
     known["data"][name] = value
-    complaint(lambda: inherit_dataset(flags(), known), f"{name} of the checkpoint's images is",
-              "damaged")
+    complaint(lambda: inherit_dataset(flags(), known), f"the checkpoint's {name} is", "damaged")
 
 
 def test_sources_that_are_no_folders_are_not_places():
