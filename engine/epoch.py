@@ -35,7 +35,7 @@ def split_rows(rows: Tensor, size: int) -> list[Tensor]:
     Batch normalisation that adapts cannot work with one row.
     """
     batches = list(rows.split(size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
+    if len(batches) > 1 and size > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
 

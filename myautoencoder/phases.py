@@ -111,10 +111,10 @@ def plan_phases(args: argparse.Namespace, backbone: Backbone, dataset: PairedDat
     """
     # Of no epochs where there are to be none: a resumed run that has come to them says so.
     count = 0 if args.max_epoch is None else args.max_epoch + 1
-    if count and min(args.batch_size, len(dataset.train)) == 1 and _adapts(backbone):
-        raise InputError(f"the batch normalisation of {args.model_type} adapts to the images of a "
-                         f"batch, which are one here (--batch_size {args.batch_size}, "
-                         f"{len(dataset.train):,} training images) and need to be two: raise "
+    if count and min(compute.batch_size, len(dataset.train)) == 1 and _adapts(backbone):
+        raise InputError(f"the batch normalisation of {backbone.name} adapts to the images of a "
+                         f"batch, which is one image here (--batch_size {compute.batch_size}, "
+                         f"{len(dataset.train):,} for training) and should be some: raise "
                          "--batch_size, or add --batch_norm frozen")
     phases = []
     if args.head_epochs:
