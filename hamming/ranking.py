@@ -212,17 +212,15 @@ def float_map(
     labels = check_labels(database_labels, len(database), "database labels")
     check_same_kind(targets, labels)
     targets, labels = label_tensor(targets, device), label_tensor(labels, device)
-    # In a unit in which the database is about 1, so that no square leaves the range of float32. A
-    # power of 2 changes no digit.
-    unit = np.float64(2.0) ** np.clip(-np.frexp(_largest(database))[1], -1000, 1000)
+    unit = _unit_of(database)
+    require(_largest(query) * unit < 1e30,
+            f"query vectors go up to {_largest(query):.3g} and database vectors to "
+            f"{_largest(database):.3g}, expected both of about the same size.")
     # |q - d|^2 ranks as |d|^2 / 2 - q d; centring keeps both terms small, so float32 loses less.
     vectors = database * unit
     centre = vectors.mean(axis=0)
     vectors -= centre
     vectors = torch.from_numpy(vectors.astype(np.float32)).to(device)
-    require(_largest(query) * unit < 1e30,
-            f"query vectors go up to {_largest(query):.3g} and database vectors to "
-            f"{_largest(database):.3g}, expected both of about the same size.")
     half_norms = vectors.square().sum(1) / 2
     total, size = 0.0, max(1, 2**22 // len(database))
     for start in range(0, len(query), size):
@@ -232,6 +230,14 @@ def float_map(
         relevance = labels_in_common(targets[start : start + size], labels).gather(1, order)
         total += ranked_ap(relevance, R).sum()
     return float(total / len(query))
+
+
+def _unit_of(values: np.ndarray) -> np.float64:
+    """The factor that brings numbers to about 1, so that no square leaves the range of float32.
+
+    A power of 2, which changes no digit.
+    """
+    return np.float64(2.0) ** np.clip(-np.frexp(_largest(values))[1], -1000, 1000)
 
 
 def _largest(values: np.ndarray) -> float:
