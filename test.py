@@ -47,7 +47,6 @@ def main() -> None:
     # ------------------------------------------------------------ codes
     if args.codes is not None:
         dataset, content = None, hamming.read_codes(resolve_path(args.codes), args.hash_bit, args.T)
-        check_labels(args, "query_labels" in content)
     else:
         dataset, content = hash_dataset(args, compute)
     if rank() == 0:
@@ -94,7 +93,8 @@ def hash_dataset(args: argparse.Namespace, compute: Compute
     """Codes, labels and names of the images a trained model belongs to, as in codes.npz.
 
     Raises:
-        InputError: no such model, flags that contradict it, or other images than its own.
+        InputError: no such model, flags that contradict it, other images than its own, or
+            --figures without labels.
     """
     path = resolve_path(args.pretrain_path)
     checkpoint = load_checkpoint(path, "mrhash-1")
@@ -106,7 +106,8 @@ def hash_dataset(args: argparse.Namespace, compute: Compute
     hash_network = rebuild_hash_network(checkpoint, path)
     dataset, _ = inherit_dataset(args, checkpoint)
     print(dataset.describe())
-    check_labels(args, dataset.labels is not None)
+    if args.figures and dataset.labels is None:
+        raise InputError("--figures needs labels, and these images have none: leave it out")
     label = dataset.file_label(0)
     # A backbone that stayed frozen in training has seen the images already.
     known = FeatureExtractor(hash_network.backbone, compute).cached(dataset.source1, label)
@@ -133,12 +134,6 @@ def hash_dataset(args: argparse.Namespace, compute: Compute
     if dataset.labels is not None:
         content["class_names"] = np.array(dataset.class_names)
     return dataset, content
-
-
-def check_labels(args: argparse.Namespace, known: bool) -> None:
-    """Raises InputError where figures are asked for and there are no labels: before the work."""
-    if args.figures and not known:
-        raise InputError("--figures needs labels, and these images have none: leave it out")
 
 
 def warn_of_constant_bits(content: dict[str, Any]) -> None:

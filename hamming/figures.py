@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from .fonts import families_for
+from .fonts import families_for, quiet
 from .histograms import Histograms
 from .metrics import best_ap, expected_ap, precision_curve, precision_recall, worst_ap
 from .names import as_text, to_draw
@@ -229,7 +229,7 @@ def _write_png(path: Path, figure: Figure) -> str:
     for text in texts:
         text.set_fontfamily(families)
     image = io.BytesIO()
-    with warnings.catch_warnings(), matplotlib.rc_context({"font.family": families}):
+    with warnings.catch_warnings(), quiet(), matplotlib.rc_context({"font.family": families}):
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(image, format="png", dpi=150, metadata={"Software": None})
     _write_whole(path, image.getvalue())

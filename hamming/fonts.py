@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ def families_for(text: str) -> tuple[list[str], str]:
         families for matplotlib, which takes each character from the first that has it; and the
         characters that no font has.
     """
-    families, missing = [FAMILY], _lacking(_font_of(FAMILY), text)
+    families, missing = [FAMILY], _lacking(_own_font(), text)
     for family, font in _other_fonts(missing):
         if len(lacking := _lacking(font, missing)) < len(missing):
             families.append(family)
@@ -34,7 +36,7 @@ def file_for(text: str) -> tuple[str, str]:
     Returns:
         its file; and the characters that it lacks.
     """
-    best = _font_of(FAMILY)
+    best = _own_font()
     missing = _lacking(best, text)
     for _, font in _other_fonts(missing):
         if len(lacking := _lacking(font, text)) < len(missing):
@@ -49,23 +51,40 @@ def _lacking(font: FT2Font, text: str) -> str:
 
 
 def _other_fonts(missing: str) -> Iterator[tuple[str, FT2Font]]:
-    """The other fonts of this machine by family, in order of their names, where any is needed."""
+    """Family and font of the others, those of normal weight first, where any is needed."""
     if not missing:
         return
     from matplotlib import font_manager
 
-    for family in sorted({entry.name for entry in font_manager.fontManager.ttflist} - {FAMILY}):
-        if family.startswith("Last Resort"):  # boxes for everything
+    upright = [entry for entry in font_manager.fontManager.ttflist if entry.style == "normal"]
+    upright.sort(key=lambda entry: (abs(int(entry.weight) - 400), entry.name))
+    files = {}
+    for entry in upright:
+        files.setdefault(entry.name, entry.fname)
+    for family, file in files.items():
+        if family == FAMILY or family.startswith("Last Resort"):  # which has boxes for everything
             continue
         try:
-            font = _font_of(family)
-        except (OSError, RuntimeError, ValueError):  # a file that is gone, or no font
+            font = font_manager.get_font(file)
+        except (OSError, RuntimeError):  # a file that is gone, or no font
             continue
         if font.scalable:
             yield family, font
 
 
-def _font_of(family: str) -> FT2Font:
+def _own_font() -> FT2Font:
     from matplotlib import font_manager
 
-    return font_manager.get_font(font_manager.findfont(family, fallback_to_default=False))
+    return font_manager.get_font(font_manager.findfont(FAMILY))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """matplotlib does not log that a family has no face of normal weight."""
+    logger = logging.getLogger("matplotlib.font_manager")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
