@@ -28,7 +28,7 @@ from .names import as_text, to_draw
 LINES = ("-", "--", ":", "-.")  # of the first ten methods, the next ten, ...
 MARKERS = "osv^Dx"
 MOST_BARS = 60  # more classes than this are in the CSV alone
-LONGEST = 40  # characters of the name of a class
+LONGEST = 30  # characters of the name of a class
 
 
 def write_figures(
@@ -101,9 +101,9 @@ def _write_classes(
     if len(rows) > MOST_BARS:
         shown = f"the {MOST_BARS} of {len(rows):,} classes where it is lowest"
     rows = sorted(sorted(rows, key=lambda row: row[3])[:MOST_BARS])
-    figure, axes = _axes(6, 1.2 + 0.25 * len(rows),
+    figure, axes = _axes(7, 1.4 + 0.25 * len(rows),
                          f"AP@{R:,} of {shown}, {histograms.items.shape[1] - 1} bits",
-                         "expected AP; black: worst to best order of ties", "")
+                         "expected AP\nblack: worst to best order of ties", "")
     middle, places = np.array([row[3] for row in rows]), range(len(rows))
     reach = np.abs(np.array([row[4:] for row in rows]).T - middle)
     axes.barh(places, middle, xerr=reach, color="tab:blue", alpha=0.7,

@@ -107,7 +107,7 @@ def test_names_of_any_length_and_with_any_characters_are_drawn_on_one_line(tmp_p
     assert write_figures(ONE_QUERY, 2, np.zeros(1, int), [name], tmp_path) == ""
     assert table_of(tmp_path / "ap_per_class.csv")[0]["name"] == name
     drawn = to_draw(name, LONGEST)
-    assert drawn == "x" * 18 + "..." + "x" * 9 + r"\n\ty$z^{" and len(drawn) <= LONGEST
+    assert drawn == "x" * 13 + "..." + "xxxx" + r"\n\ty$z^{" and len(drawn) <= LONGEST
     assert to_draw("a\x00b\u200bc") == r"a\x00b\u200bc"
 
 
