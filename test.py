@@ -188,7 +188,7 @@ def remark(results: dict[str, Any]) -> str:
                        f"of each ranking only the first {R} images count")
     if queries < 10:
         reasons.append("there is one query" if queries == 1 else
-                       f"each of the {queries} queries is worth {1 / queries:.2f} of it")
+                       f"each of the {queries} queries can change it by {1 / queries:.2f}")
     return f"\nthis mAP says little: {', and '.join(reasons)}" if reasons else ""
 
 

@@ -114,8 +114,8 @@ def plan_phases(args: argparse.Namespace, backbone: Backbone, dataset: PairedDat
     if count and min(compute.batch_size, len(dataset.train)) == 1 and _adapts(backbone):
         raise InputError(f"the batch normalisation of {backbone.name} adapts to the images of a "
                          f"batch, which is one image here (--batch_size {compute.batch_size}, "
-                         f"{len(dataset.train):,} for training) and should be some: raise "
-                         "--batch_size, or add --batch_norm frozen")
+                         f"{len(dataset.train):,} for training), expected at least two: raise "
+                         "--batch_size or use more images, or add --batch_norm frozen")
     phases = []
     if args.head_epochs:
         if backbone.needs_calibration:  # features that come from the cache would leave it as it is
@@ -166,8 +166,8 @@ def warn_of_constant_bits(run: Run, phases: list[Phase], model: MrHash, dataset:
         model.load_state_dict(weights)
         codes = _codes(network, phase.source, dataset.database, threshold)
         constant = hamming.constant_bits(codes, bits)
-    else:
-        for record in read_log(run.folder.path / "log.jsonl"):
+    elif (log := run.folder.path / "log.jsonl").exists():
+        for record in read_log(log):
             if (record.get("phase"), record.get("epoch")) == (name, epoch):
                 constant = record.get("constant_bits")
     if constant:

@@ -117,10 +117,10 @@ def test_stable_ties_are_those_of_a_stable_sort(trained, codes, tmp_path, capsys
 def test_a_remark_where_few_queries_or_ranks_decide():
     remark = script_module("test.py").remark
     for R, queries, said in (
-            (1, 5, "of each ranking only the nearest image counts, and each of the 5 queries is "
-                   "worth 0.20 of it"),
+            (1, 5, "of each ranking only the nearest image counts, and each of the 5 queries can "
+                   "change it by 0.20"),
             (4, 10, "of each ranking only the first 4 images count"),
-            (5, 9, "each of the 9 queries is worth 0.11 of it"),
+            (5, 9, "each of the 9 queries can change it by 0.11"),
             (1900, 1, "there is one query")):
         assert remark({"R": R, "num_query": queries}) == f"\nthis mAP says little: {said}"
     assert remark({"R": 5, "num_query": 10}) == ""
