@@ -28,8 +28,9 @@ from engine.checkpoint import load_checkpoint
 from engine.cli import ArgumentParser, Compute, number
 from engine.data_flags import add_data_flags
 from engine.distributed import own_part, sum_over_ranks
-from engine.files import atomic_file, check_writable, write_json, writing
+from engine.files import atomic_file, write_json, writing
 from engine.monitor import choose_R
+from engine.outputs import check_outputs
 from hamming.pictures import neighbour_picture, some_neighbours
 from myautoencoder.features import FeatureExtractor, apply_network, hash_features
 from network import rebuild_hash_network
@@ -56,30 +57,32 @@ def main() -> None:
 
     # ------------------------------------------------------------ ranking
     if "query_labels" not in content:
-        if args.figures:
-            raise InputError("--figures needs labels, and these images have none: leave it out")
         more = "" if args.save_codes else "; --save_codes FILE keeps the codes"
         print(f"these images have no labels, so there is no mAP to compute{more}")
         return
     R = choose_R(args.R, content["database_labels"])
     histograms = count_distances(content, str(compute.device))
-    stable = rank_stably(content, R) if args.ties == "stable" else None
+    both = args.preset == "published"
+    stable = rank_stably(content, R) if both or args.ties == "stable" else None
     results = hamming.summarise(histograms, R, args.ties, stable)
+    if both:
+        results["map_stable"] = float(stable["ap"].mean())
     results["seconds"] = round(time.time() - started, 3)
 
     # ------------------------------------------------------------ save
     if rank() == 0:
         write_json(output_dir / "results.json", results)
-        print(summary(results))
+        print(summary(results) + remark(results))
         print(f"wrote {output_dir / 'results.json'}")
         if args.figures:
             from hamming.figures import write_figures  # here, because matplotlib takes its time
 
             folder = resolve_path(args.figures)
             with writing(folder):
-                write_figures(histograms, R, content["query_labels"], content.get("class_names"),
-                              folder)
+                boxes = write_figures(histograms, R, content["query_labels"],
+                                      content.get("class_names"), folder)
             print(f"wrote the figures and their numbers to {folder}")
+            warn_of_boxes(boxes)
 
 
 # ---------------------------------------------------------------- codes
@@ -90,7 +93,8 @@ def hash_dataset(args: argparse.Namespace, compute: Compute
     """Codes, labels and names of the images a trained model belongs to, as in codes.npz.
 
     Raises:
-        InputError: no such model, flags that contradict it, or other images than its own.
+        InputError: no such model, flags that contradict it, other images than its own, or
+            --figures without labels.
     """
     path = resolve_path(args.pretrain_path)
     checkpoint = load_checkpoint(path, "mrhash-1")
@@ -102,6 +106,8 @@ def hash_dataset(args: argparse.Namespace, compute: Compute
     hash_network = rebuild_hash_network(checkpoint, path)
     dataset, _ = inherit_dataset(args, checkpoint, compute.cache_dir, second=False)
     print(dataset.describe())
+    if args.figures and dataset.labels is None:
+        raise InputError("--figures needs labels, and these images have none: leave it out")
     label = dataset.file_label(0)
     # A backbone that stayed frozen in training has seen the images already.
     known = FeatureExtractor(hash_network.backbone, compute).cached(dataset.source1, label)
@@ -166,50 +172,27 @@ def rank_stably(content: dict[str, Any], R: int) -> dict[str, np.ndarray]:
 
 def summary(results: dict[str, Any]) -> str:
     """results.json in a line."""
-    return (f"mAP@{results['R']} {results['map']:.4f} (ties: {results['ties']}; any order gives "
-            f"{results['map_min']:.4f} to {results['map_max']:.4f}; chance "
+    stable = f"; stable {results['map_stable']:.4f}" if "map_stable" in results else ""
+    return (f"mAP@{results['R']} {results['map']:.4f} (ties: {results['ties']}{stable}; any order "
+            f"gives {results['map_min']:.4f} to {results['map_max']:.4f}; chance "
             f"{results['map_chance']:.4f}), {results['hash_bit']} bits, "
             f"{results['num_query']:,} queries, {results['num_database']:,} in the database")
 
 
+def remark(results: dict[str, Any]) -> str:
+    """A line more where so few queries or ranks are looked at that the mAP says little."""
+    R, queries = results["R"], results["num_query"]
+    reasons = []
+    if R < 5:
+        reasons.append("of each ranking only the nearest image counts" if R == 1 else
+                       f"of each ranking only the first {R} images count")
+    if queries < 10:
+        reasons.append("there is one query" if queries == 1 else
+                       f"each of the {queries} queries can change it by {1 / queries:.2f}")
+    return f"\nthis mAP says little: {', and '.join(reasons)}" if reasons else ""
+
+
 # ---------------------------------------------------------------- output
-
-
-def check_outputs(args: argparse.Namespace) -> Path:
-    """See that all that is asked for can be written, before the work; returns the output folder.
-
-    Raises:
-        InputError: a file where a folder belongs, the reverse, or a place that cannot be written.
-    """
-    if args.codes is not None and args.picture:
-        raise InputError("--picture needs the images: use it with --pretrain_path")
-    if args.figures:
-        try:
-            import matplotlib  # noqa: F401 - said now, not after the work
-        except ImportError as error:
-            raise InputError(f"--figures needs matplotlib ({error}): pip install -r "
-                             "requirements.txt") from None
-    source = resolve_path(args.pretrain_path if args.codes is None else args.codes)
-    for flag in ("output_dir", "figures", "save_codes", "picture"):
-        path = getattr(args, flag) and resolve_path(getattr(args, flag))
-        if not path:
-            continue
-        is_folder = flag in ("output_dir", "figures")
-        if path.exists() and path.is_dir() != is_folder:
-            found, wanted = ("a file", "a folder") if is_folder else ("a folder", "a file")
-            raise InputError(f"--{flag} {path} is {found}, expected {wanted}")
-        if not is_folder and path.exists() and (not path.is_file() or (
-                source.exists() and path.samefile(source))):
-            raise InputError(f"--{flag} {path} would replace what it is made from, or is no plain "
-                             "file: name another one")
-        if rank() == 0:
-            check_writable(path if is_folder else path.parent, f"--{flag}")
-    if args.output_dir:
-        return resolve_path(args.output_dir)
-    output_dir = source if source.is_dir() else source.parent
-    if rank() == 0 and source.exists():
-        check_writable(output_dir, "--output_dir")
-    return output_dir
 
 
 def save_codes(args: argparse.Namespace, content: dict[str, Any], output_dir: Path) -> None:
@@ -237,8 +220,17 @@ def draw_neighbours(content: dict[str, Any], dataset: PairedDataset, path: Path)
     nearest = [[read(row) for row in rows] for rows in dataset.database[found.nearest]]
     captions = found.captions([dataset.names[row] for row in dataset.query])
     with atomic_file(path) as file:
-        neighbour_picture(queries, nearest, found.relevant, captions, file)
+        boxes = neighbour_picture(queries, nearest, found.relevant, captions, file)
     print(f"wrote {path}")
+    warn_of_boxes(boxes)
+
+
+def warn_of_boxes(characters: str) -> None:
+    """A warning where names hold characters that no font here can draw."""
+    if characters:
+        shown = characters[:10] + ("..." if len(characters) > 10 else "")
+        warn(f"no font of this machine has {shown}: names show boxes for it; install a font that "
+             "has it, such as Noto Sans CJK for Chinese, and draw again")
 
 
 # ---------------------------------------------------------------- flags
@@ -272,8 +264,8 @@ def add_method_flags(group: argparse._ArgumentGroup) -> None:
                             "--codes, for codes of one value a bit")
     group.add_argument("--ties", choices=hamming.TIES, default="expected",
                        help="how `map` treats equal distances: expected over all orders; stable as "
-                            "numpy.argsort(kind='stable') to compare with other code; min and max "
-                            "as bounds")
+                            "numpy.argsort(kind='stable') to compare with other code (--preset "
+                            "published gives it beside the expected one); min and max as bounds")
 
 
 def add_output_flags(group: argparse._ArgumentGroup) -> None:

@@ -5,8 +5,9 @@
 
 The latents of the autoencoder are clustered; the probability function of a latent and the centres
 gives each training image its pseudo multi-label. A CNN that sees the first source only learns codes
-that lead to the same multi-label, while autoencoder and centres go on learning. Labels serve the
-printed mAP and --select test_map alone. The result is <output_dir>/mrhash.pth.
+that lead to the same multi-label, while autoencoder and centres go on learning. No label is used,
+except to print mAP where there are some, and by --select test_map. The result is
+<output_dir>/mrhash.pth.
 """
 
 from __future__ import annotations
@@ -17,11 +18,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-import hamming
 from data_loader import MODULES, ImageLoader, inherit_dataset, moved_places
 from datasets.base import DataConfig, PairedDataset
 from datasets.record import image_record, of_content
@@ -34,7 +33,7 @@ from engine.epoch import ShuffledEpoch
 from engine.loop import Run
 from engine.monitor import is_due, monitored_R
 from loss import multi_semantic_loss, single_labels, target_distribution
-from myautoencoder.phases import FrozenFeatures, TrainingImages, plan_phases
+from myautoencoder.phases import measure_codes, plan_phases, warn_of_constant_bits
 from myautoencoder.stage1 import load_stage1, make_centres, training_features
 from network import HashNetwork, MrHash, MultisourceAutoencoder, load_backbone, rebuild_autoencoder
 from utils import LARGEST_SIDE, autocast, resolve_path, set_rates
@@ -78,7 +77,7 @@ def main() -> None:
     for phase in phases:
         backbone.requires_grad_(not phase.head_only and args.multi_lr > 0)
         network = wrap_for_ranks(model, device, backbone.has_unused and not phase.head_only)
-        for epoch in run.epochs(phase.name, phase.count, phase.last):
+        for epoch in run.epochs(phase.name, phase.count):
             rate = phase.rate(args.lr, epoch)
             set_rates(optimizer, rate * args.multi_lr, rate)
             target = run.remember("target", make_target, each_epoch=args.targets == "epoch")
@@ -94,6 +93,7 @@ def main() -> None:
 
     # ------------------------------------------------------------ save
     run.save_result(checkpoint_of(args, dataset, data, autoencoder) | {"images": images})
+    warn_of_constant_bits(run, phases, model, dataset, args.T)
 
 
 def train_one_epoch(run: Run, network: nn.Module, epoch: ShuffledEpoch, features: Sequence[Tensor],
@@ -152,27 +152,13 @@ def open_run(args: argparse.Namespace, dataset: PairedDataset, data: DataConfig,
                moved_places(data))
 
 
-def measure_codes(network: HashNetwork, source: TrainingImages | FrozenFeatures,
-                  dataset: PairedDataset, R: int, threshold: float) -> dict[str, Any]:
-    """mAP@R over all orders of ties, and how many bits are the same for all of the database."""
-    codes = []
-    for rows in (dataset.query, dataset.database):
-        outputs = np.concatenate(list(source.outputs(network, rows)))
-        codes.append(hamming.pack_codes(outputs, threshold))
-    bits = network.hash_layer.out_features
-    labels = dataset.labels[dataset.query], dataset.database_labels
-    device = str(network.hash_layer.weight.device)
-    results = hamming.evaluate(*codes, *labels, hash_bit=bits, R=R, device=device)
-    return {"map": results["map"], "constant_bits": hamming.constant_bits(codes[1], bits)}
-
-
 def report(label: str, stats: dict[str, Any], R: int | None) -> None:
     """A line on the epoch."""
     line = f"{label}: loss {stats['loss']:.5f} (divergence {stats['divergence']:.5f})"
     if "map" in stats:
-        line += f", mAP@{R} {stats['map']:.4f}"
-        if stats["constant_bits"]:
-            line += f" (constant bits: {stats['constant_bits']})"
+        constant = stats["constant_bits"]
+        line += f", mAP@{R} {stats['map']:.4f} (ties: expected"
+        line += f"; constant bits: {constant})" if constant else ")"
     print(f"{line}, {stats['images_per_second']:.0f} images/s")
 
 

@@ -44,7 +44,9 @@ def all_ranks() -> Iterator[None]:
                                        timeout=timedelta(days=1))
         distributed.barrier()  # who fails at once would leave others that are not connected yet
     try:
-        with open(os.devnull, "w") as nowhere, _sentence_for_lost_rank():
+        # backslashreplace: what is said here may be names of files that are no text.
+        with (open(os.devnull, "w", errors="backslashreplace") as nowhere,
+              _sentence_for_lost_rank()):
             with contextlib.redirect_stdout(nowhere) if rank() else contextlib.nullcontext():
                 yield
             distributed.barrier()

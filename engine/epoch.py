@@ -18,15 +18,26 @@ class Step:
 
     rows: int64 (b,), numbers among the training images, on the device.
     views: float32 (b, ...), what the network sees of them, or None.
-    count: how many of the rows count; 0 where a batch has fewer rows than there are ranks.
-    weight: the factor on the mean loss of these rows: then DistributedDataParallel's mean over the
-        ranks is the mean over the whole batch, also where the shares are not equal.
+    count: for how many rows of the batch the mean loss of these rows stands; ranks add it up.
+    weight: the factor on that loss: then DistributedDataParallel's mean over the ranks is the mean
+        over the whole batch, also where the shares are not equal.
     """
 
     rows: Tensor
     views: Tensor | None
     count: int
     weight: float
+
+
+def split_rows(rows: Tensor, size: int) -> list[Tensor]:
+    """Rows in batches of `size`; a last one of a single row joins the one before.
+
+    Batch normalisation that adapts cannot work with one row.
+    """
+    batches = list(rows.split(size))
+    if len(batches) > 1 and size > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
 
 
 class ShuffledEpoch:
@@ -36,7 +47,8 @@ class ShuffledEpoch:
     uninterrupted one drew.
 
     batches: int64 (B,) each, on the CPU; the same on every rank.
-    parts: this rank's slice of each batch.
+    parts: this rank's slice of each batch. A batch that is too small to give each rank two rows,
+        which batch normalisation needs, goes to all of them whole.
     generator: drew the order, and draws what `views` needs.
     """
 
@@ -54,11 +66,9 @@ class ShuffledEpoch:
         torch.manual_seed(seed + rank())  # dropout differs by rank
         self.generator = torch.Generator().manual_seed(seed)
         self.count, self.device, self._views = count, device, views
-        self.batches = torch.randperm(count, generator=self.generator).split(batch_size)
-        self.parts = [own_part(len(batch)) for batch in self.batches]
-        for number, part in enumerate(self.parts):
-            if part.start == part.stop:
-                self.parts[number] = slice(0, 1)  # a row that does not count: all ranks must step
+        self.batches = split_rows(torch.randperm(count, generator=self.generator), batch_size)
+        self.parts = [slice(0, len(batch)) if self._is_small(batch) else own_part(len(batch))
+                      for batch in self.batches]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -70,8 +80,12 @@ class ShuffledEpoch:
             rows = batch[part].to(self.device)
             own = own_part(len(batch))
             count = own.stop - own.start
-            yield Step(rows, next(views) if views else None, count,
-                       count * world_size() / len(batch))
+            weight = 1.0 if self._is_small(batch) else count * world_size() / len(batch)
+            yield Step(rows, next(views) if views else None, count, weight)
+
+    @staticmethod
+    def _is_small(batch: Tensor) -> bool:
+        return len(batch) < 2 * world_size()
 
 
 class Meters:

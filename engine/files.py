@@ -100,12 +100,14 @@ def atomic_file(path: Path) -> Iterator[io.BufferedWriter]:
     """Open a binary file that appears under `path` only when it is whole.
 
     Written aside in the same folder, flushed, synced, renamed, with the mode a plain open() gives.
-    When the body raises, what stood at `path` before stays as it was.
+    When the body raises, what stood at `path` before stays as it was. A link stays a link: what it
+    points to is replaced.
 
     Raises:
         InputError: the system refuses: a full disk, a folder that is closed to us.
     """
     with writing(path):
+        path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.",
                                              suffix=".part")

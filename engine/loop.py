@@ -88,13 +88,12 @@ class Run:
             for name, value in self._remembered.items():
                 self._remembered[name] = value.to(self.device)
 
-    def epochs(self, phase: str, count: int, last: int | None = None) -> Iterator[int]:
+    def epochs(self, phase: str, count: int) -> Iterator[int]:
         """The epochs 0..count-1 of a phase that are not finished yet.
 
         Args:
             phase: what its epochs are called, such as "head epoch".
             count: of epochs.
-            last: what they are counted against in messages (default: count).
         Raises:
             InputError: the run that is resumed has come further already.
         """
@@ -108,7 +107,7 @@ class Run:
             if self._started is None:
                 self._begin()  # not before: nothing is written where there is nothing to do
             self._epoch, self._last_epoch = epoch, epoch == count - 1
-            self.label = f"{phase} {epoch}/{count if last is None else last}"
+            self.label = f"{phase} {epoch}/{count - 1}"  # counted from 0, as published
             yield epoch
 
     def steps(self, epoch: ShuffledEpoch) -> Iterator[Step]:

@@ -47,7 +47,7 @@ or torch; none is written into; a bad one raises CodeError.
     ranking              nearest items; metrics of a stable sort, of explicit rankings, of vectors
     evaluation           all metrics at once
     files                codes from .npz and .npy
-    figures, pictures    what it looks like; imported by name
+    figures, pictures    what it looks like; imported by name (names, fonts: what they draw with)
 
 Sources: McSherry & Najork, "Computing information retrieval performance measures efficiently in the
 presence of tied scores", ECIR 2008; He et al., "Hashing as tie-aware learning to rank", CVPR 2018.

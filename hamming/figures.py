@@ -1,12 +1,15 @@
 """What an evaluation looks like: figures as PNG, and the numbers behind each as CSV.
 
 Every value is the mean over queries of the expectation over all orders of tied items. A folder that
-is not there is made.
+is not there is made. Each file appears whole or not at all. Functions that draw names return the
+characters that no font of this machine has: boxes in the PNG, whole in the CSV.
 """
 
 from __future__ import annotations
 
 import csv
+import io
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,19 +18,23 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from .fonts import families_for, quiet
 from .histograms import Histograms
 from .metrics import best_ap, expected_ap, precision_curve, precision_recall, worst_ap
+from .names import as_text, to_draw
 
 LINES = ("-", "--", ":", "-.")  # of the first ten methods, the next ten, ...
 MARKERS = "osv^Dx"
 MOST_BARS = 60  # more classes than this are in the CSV alone
+LONGEST = 30  # characters of the name of a class
 
 
 def write_figures(
     histograms: Histograms, R: int, query_labels: np.ndarray, class_names: Sequence[str] | None,
     folder: Path,
-) -> None:
+) -> str:
     """precision_recall, precision_at_rank and ap_per_class, each .png and .csv.
 
     A query that has no item within a radius counts with precision 0 there; `answered` is the share
@@ -39,6 +46,8 @@ def write_figures(
         query_labels: integers (Q,) or 0/1 (Q, C).
         class_names: by class number, where they are known.
         folder: where the files go.
+    Returns:
+        the characters of class names that no font has.
     """
     ranks = ranks_to_show(int(histograms.items[0].sum()), R)
     recall, precision = _curve(histograms, ranks)
@@ -52,7 +61,7 @@ def write_figures(
     axes.legend()
     _write_png(folder / "precision_at_rank.png", figure)
     _write_radii(histograms, recall, precision, folder)
-    _write_classes(histograms, R, query_labels, class_names, folder)
+    return _write_classes(histograms, R, query_labels, class_names, folder)
 
 
 def _write_radii(
@@ -77,13 +86,13 @@ def _write_radii(
 def _write_classes(
     histograms: Histograms, R: int, query_labels: np.ndarray, class_names: Sequence[str] | None,
     folder: Path,
-) -> None:
+) -> str:
     """ap_per_class.png and .csv: AP@R of the queries of each class, and its least and greatest."""
     values = expected_ap(histograms, R), worst_ap(histograms, R), best_ap(histograms, R)
     rows = []
     for label, queries in classes_of(np.asarray(query_labels)).items():
         known = class_names is not None and 0 <= label < len(class_names)
-        name = str(class_names[label]) if known else f"class {label}"
+        name = as_text(class_names[label]) if known else f"class {label}"
         rows.append((label, name, int(queries.sum()), *(ap[queries].mean() for ap in values)))
     _write_csv(folder / "ap_per_class.csv",
                ("class", "name", "queries", "ap", "ap_min", "ap_max"), rows)
@@ -92,19 +101,19 @@ def _write_classes(
     if len(rows) > MOST_BARS:
         shown = f"the {MOST_BARS} of {len(rows):,} classes where it is lowest"
     rows = sorted(sorted(rows, key=lambda row: row[3])[:MOST_BARS])
-    figure, axes = _axes(6, 1.2 + 0.25 * len(rows),
+    figure, axes = _axes(7, 1.4 + 0.25 * len(rows),
                          f"AP@{R:,} of {shown}, {histograms.items.shape[1] - 1} bits",
-                         "expected AP; black: worst to best order of ties", "")
+                         "expected AP\nblack: worst to best order of ties", "")
     middle, places = np.array([row[3] for row in rows]), range(len(rows))
     reach = np.abs(np.array([row[4:] for row in rows]).T - middle)
     axes.barh(places, middle, xerr=reach, color="tab:blue", alpha=0.7,
               error_kw={"elinewidth": 1, "ecolor": "black"})
-    # A dollar sign would start a formula.
-    axes.set_yticks(places, [f"{row[1]} ({row[2]})".replace("$", r"\$") for row in rows])
+    names = [f"{to_draw(row[1], LONGEST)} ({row[2]})" for row in rows]
+    axes.set_yticks(places, [name.replace("$", r"\$") for name in names])  # $ starts a formula
     axes.axvline(values[0].mean(), color="grey", linestyle="--")
     axes.invert_yaxis()
     axes.set(xlim=(0, 1.02))
-    _write_png(folder / "ap_per_class.png", figure)
+    return _write_png(folder / "ap_per_class.png", figure)
 
 
 def write_comparison(
@@ -203,20 +212,40 @@ def _style(number: int) -> dict[str, str]:
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        for row in rows:
-            # repr of a float: the CSV holds every digit.
-            writer.writerow([value.item() if isinstance(value, np.generic) else value
-                             for value in row])
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(header)
+    for row in rows:
+        # repr of a float: the CSV holds every digit.
+        writer.writerow([value.item() if isinstance(value, np.generic) else value
+                         for value in row])
+    _write_whole(path, table.getvalue().encode())
 
 
-def _write_png(path: Path, figure: Figure) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings(), matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        # The font that comes with matplotlib; names in other scripts are boxes in the PNG, whole in
-        # the CSV.
+def _write_png(path: Path, figure: Figure) -> str:
+    """Returns the characters that no font has."""
+    texts = figure.findobj(Text)
+    families, missing = families_for("".join(text.get_text() for text in texts))
+    for text in texts:
+        text.set_fontfamily(families)
+    image = io.BytesIO()
+    with warnings.catch_warnings(), quiet(), matplotlib.rc_context({"font.family": families}):
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
+        figure.savefig(image, format="png", dpi=150, metadata={"Software": None})
+    _write_whole(path, image.getvalue())
+    return missing
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file aside, then give it its name; a link stays, and its target is replaced."""
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

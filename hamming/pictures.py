@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
+from .fonts import file_for
+from .names import to_draw
 from .ranking import nearest
 
 RIGHT, WRONG, NEUTRAL = (40, 160, 70), (200, 50, 45), (70, 70, 70)
 TILE, FRAME, GAP, LINE = 96, 5, 6, 14  # pixels; LINE is the height of a caption
+LONGEST = 90  # characters of a name
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,11 @@ class Neighbours:
 
     def captions(self, names: Sequence[str]) -> list[str]:
         """A line for each query: its name, of the names (Q,) of all, and the distances."""
-        return [f"{names[query]}   distances: {', '.join(map(str, row))} of {self.hash_bit} bits"
-                for query, row in zip(self.queries, self.distances.tolist(), strict=True)]
+        lines = []
+        for query, row in zip(self.queries, self.distances.tolist(), strict=True):
+            distances = f"distances: {', '.join(map(str, row))} of {self.hash_bit} bits"
+            lines.append(f"{to_draw(names[query], LONGEST)}   {distances}")
+        return lines
 
 
 def some_neighbours(content: dict[str, Any], rows: int = 6, k: int = 10) -> Neighbours:
@@ -63,7 +69,7 @@ def some_neighbours(content: dict[str, Any], rows: int = 6, k: int = 10) -> Neig
 def neighbour_picture(
     queries: Sequence[np.ndarray], neighbours: Sequence[Sequence[np.ndarray]],
     relevant: np.ndarray | None, captions: Sequence[str], file: BinaryIO | Path,
-) -> None:
+) -> str:
     """Write a PNG with one row a query: the query (grey frame), then its neighbours.
 
     Args:
@@ -72,14 +78,18 @@ def neighbour_picture(
         relevant: bool (q, k), or None without labels (all frames grey).
         captions: one line for each query.
         file: the PNG.
+    Returns:
+        the characters of the captions that are drawn as boxes, for want of a font.
     """
     size = TILE + 2 * FRAME
     width = (len(neighbours[0]) + 1) * (size + GAP) + 3 * GAP
     picture = Image.new("RGB", (width, len(queries) * (size + GAP + LINE) + GAP), "white")
     draw = ImageDraw.Draw(picture)
+    captions = [to_draw(caption) for caption in captions]
+    font, missing = _font_for("".join(captions))
     for row, query in enumerate(queries):
         top = GAP + row * (size + GAP + LINE)
-        draw.text((GAP, top), captions[row], fill="black")
+        draw.text((GAP, top), captions[row], fill="black", font=font)
         picture.paste(_tile(query, NEUTRAL), (GAP, top + LINE))
         for place, neighbour in enumerate(neighbours[row]):
             colour = NEUTRAL
@@ -88,6 +98,19 @@ def neighbour_picture(
             left = 3 * GAP + (place + 1) * (size + GAP)
             picture.paste(_tile(neighbour, colour), (left, top + LINE))
     picture.save(file, format="PNG")
+    return missing
+
+
+def _font_for(text: str) -> tuple[ImageFont.ImageFont | ImageFont.FreeTypeFont, str]:
+    """A font for a text, and the characters that it lacks."""
+    beyond = "".join(letter for letter in dict.fromkeys(text) if not letter.isascii())
+    if not beyond:
+        return ImageFont.load_default(), ""  # Pillow's own, which has not even umlauts
+    try:
+        path, missing = file_for(text)
+    except ImportError:  # matplotlib finds fonts
+        return ImageFont.load_default(), beyond
+    return ImageFont.truetype(path, 10), missing
 
 
 def _tile(pixels: np.ndarray, colour: tuple[int, int, int]) -> Image.Image:

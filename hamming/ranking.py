@@ -187,8 +187,8 @@ def float_map(
     """mAP@R (published denominator) of real vectors by Euclidean distance, ties by database index.
 
     Distances are float32 matrix products of vectors centred on the database mean: items whose
-    distances differ by less than float32 rounding may swap places. For cosine, normalise the
-    vectors first.
+    distances differ by less than float32 rounding may swap places. Vectors may be of any size. For
+    cosine, normalise them first.
 
     Args:
         query: real numbers (Q, D).
@@ -198,7 +198,8 @@ def float_map(
         R: rank of the cut.
         device: where the products are made.
     Raises:
-        CodeError: vectors or labels of another shape, type or value; no such device.
+        CodeError: vectors or labels of another shape, type or value; queries that lie so far from
+            the database that float32 does not reach; no such device.
     """
     R, device = whole_number(R, "R"), usable_device(device)
     query, database = as_array(query), as_array(database)
@@ -211,18 +212,37 @@ def float_map(
     labels = check_labels(database_labels, len(database), "database labels")
     check_same_kind(targets, labels)
     targets, labels = label_tensor(targets, device), label_tensor(labels, device)
+    unit = _unit_of(database)
+    require(_largest(query) * unit < 1e30,
+            f"query vectors go up to {_largest(query):.3g} and database vectors to "
+            f"{_largest(database):.3g}, expected both of about the same size.")
     # |q - d|^2 ranks as |d|^2 / 2 - q d; centring keeps both terms small, so float32 loses less.
-    centre = database.mean(axis=0, dtype=np.float64)
-    vectors = torch.from_numpy((database - centre).astype(np.float32)).to(device)
+    vectors = database * unit
+    centre = vectors.mean(axis=0)
+    vectors -= centre
+    vectors = torch.from_numpy(vectors.astype(np.float32)).to(device)
     half_norms = vectors.square().sum(1) / 2
     total, size = 0.0, max(1, 2**22 // len(database))
     for start in range(0, len(query), size):
-        block = (query[start : start + size] - centre).astype(np.float32)
+        block = (query[start : start + size] * unit - centre).astype(np.float32)
         products = exact_product(torch.from_numpy(block).to(device), vectors)
         order = _nearest_first(half_norms - products, R)
         relevance = labels_in_common(targets[start : start + size], labels).gather(1, order)
         total += ranked_ap(relevance, R).sum()
     return float(total / len(query))
+
+
+def _unit_of(values: np.ndarray) -> np.float64:
+    """The factor that brings numbers to about 1, so that no square leaves the range of float32.
+
+    A power of 2, which changes no digit.
+    """
+    return np.float64(2.0) ** np.clip(-np.frexp(_largest(values))[1], -1000, 1000)
+
+
+def _largest(values: np.ndarray) -> float:
+    """The largest absolute value of real numbers."""
+    return max(abs(float(values.min())), abs(float(values.max())))
 
 
 def _nearest_first(distances: torch.Tensor, R: int) -> torch.Tensor:

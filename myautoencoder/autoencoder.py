@@ -21,11 +21,9 @@ from typing import Any
 # Started as a script in this folder, Python looks for modules here and not one level up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-import hamming
 from data_loader import MODULES, config_of, load_dataset, load_readable, moved_places
 from datasets.base import DataConfig, PairedDataset
 from datasets.record import image_record, of_content
@@ -39,6 +37,7 @@ from engine.loop import Run
 from engine.monitor import is_due, monitored_R
 from loss import reconstruction_loss
 from myautoencoder.features import dataset_features, prepare_features
+from myautoencoder.latents import latent_line, latent_map
 from network import MultisourceAutoencoder
 from utils import (
     LARGEST_SIDE,
@@ -91,7 +90,7 @@ def main() -> None:
                 stats["latent_map"] = latent_map(model, arrays, dataset, R, bool(args.data_hash))
         run.finish_epoch(stats, score_of(stats, args.select))
         if due:
-            report(run.label, stats, R)
+            report(run.label, stats, R, bool(args.data_hash))
 
     # ------------------------------------------------------------ save
     result = checkpoint_of(args, settings | {"content": content}, dataset, data, model)
@@ -99,7 +98,7 @@ def main() -> None:
     if R:
         model.load_state_dict(run.kept()[-1])
         result["latent_map"] = latent_map(model, arrays, dataset, R, bool(args.data_hash))
-        print(f"latent mAP@{R} {result['latent_map']:.4f}")
+        print(latent_line(result["latent_map"], R, bool(args.data_hash)))
     run.save_result(result)
 
 
@@ -127,28 +126,6 @@ def train_one_epoch(run: Run, network: nn.Module, epoch: ShuffledEpoch, features
         run.optimizer.step()
         meters.update([loss], step.count)
     return meters.averages()
-
-
-def latent_map(model: MultisourceAutoencoder, features: Sequence[np.ndarray],
-               dataset: PairedDataset, R: int, signs: bool) -> float:
-    """mAP@R of the latents: by Euclidean distances, or by Hamming distances of their signs.
-
-    Args:
-        features: float32 (N, d) a source, of all images.
-        signs: --data_hash, as published.
-    """
-    device = next(model.parameters()).device
-    latents = []
-    for rows in (dataset.query, dataset.database):
-        parts = [model.encode_all([torch.from_numpy(x[part]).to(device) for x in features])
-                 for part in np.array_split(rows, -(-len(rows) // 8192))]
-        latents.append(torch.cat(parts).cpu().numpy())
-    labels = dataset.labels[dataset.query], dataset.database_labels
-    if signs:
-        codes = [hamming.pack_codes(latent > 0) for latent in latents]
-        return hamming.evaluate(*codes, *labels, hash_bit=latents[0].shape[1], R=R,
-                                device=str(device))["map"]
-    return hamming.float_map(*latents, *labels, R=R, device=str(device))
 
 
 # ---------------------------------------------------------------- data
@@ -220,9 +197,9 @@ def score_of(stats: dict[str, Any], select: str) -> float | None:
     return stats["latent_map"] if select == "test_map" else None
 
 
-def report(label: str, stats: dict[str, Any], R: int | None) -> None:
+def report(label: str, stats: dict[str, Any], R: int | None, signs: bool) -> None:
     """A line on the epoch."""
-    measured = f", latent mAP@{R} {stats['latent_map']:.4f}" if "latent_map" in stats else ""
+    measured = f", {latent_line(stats['latent_map'], R, signs)}" if "latent_map" in stats else ""
     print(f"{label}: loss {stats['loss']:.5f}{measured}")
 
 

@@ -20,6 +20,7 @@ from datasets.store import UnreadableImages, repeat_warning, unreadable
 from engine.cache import cached_array, open_cached
 from engine.cli import Compute
 from engine.distributed import from_first, in_turns
+from engine.epoch import split_rows
 from myautoencoder.feature_files import features_of_lists
 from network import Backbone, HashNetwork, load_backbone
 from utils import InputError, autocast, progress, rank, resolve_path, sha256_of, world_size
@@ -77,7 +78,7 @@ def calibrate(backbone: Backbone, loader: ImageLoader) -> None:
     """
     rows = np.unique(np.linspace(0, loader.count - 1, 256).round().astype(np.int64))
     backbone.to(loader.device, memory_format=torch.channels_last)
-    backbone.calibrate(loader.test_views(torch.from_numpy(rows).split(128)))
+    backbone.calibrate(loader.test_views(split_rows(torch.from_numpy(rows), 128)))
 
 
 @torch.inference_mode()

@@ -30,7 +30,7 @@ run "$python" test.py --hash_bit 32 --pretrain_path runs/demo/mrhash/mrhash.pth 
 "$python" - <<'PYTHON'
 import json
 results = json.load(open("runs/demo/mrhash/results.json"))
-print(f"\nmAP@{results['R']} {results['map']:.3f}; a random order would give "
-      f"{results['map_chance']:.3f}")
+print(f"\nmAP@{results['R']} {results['map']:.3f} (ties: {results['ties']}); a random order would "
+      f"give {results['map_chance']:.3f}")
 PYTHON
 echo "picture of six queries with their ten nearest images: $PWD/runs/demo/neighbours.png"

@@ -45,7 +45,7 @@ PUBLISHED = {
         "pseudo_labels": "multi", "kl": "mean", "targets": "epoch", "autoencoder": "trained",
         "centres": "trained", "head_width": 0, "head_epochs": 0, "select": "last",
         "batch_norm": "adapt", "image_size": 224, "seed": 13},
-    "test.py": {"ties": "stable", "batch_size": 128, "gen_similarity_matrix": 0},
+    "test.py": {"ties": "expected", "batch_size": 128, "gen_similarity_matrix": 0},
 }
 NEEDED = {"autoencoder.py": [], "train.py": ["--pretrained_dp_path", "x"],
           "test.py": ["--pretrain_path", "x"]}
@@ -76,8 +76,7 @@ def test_our_defaults_differ_from_the_preset_where_the_documents_say():
                       if args[key] != ours[key]}
     assert differing == {
         "autoencoder.py encoder": ("unisource", None), "autoencoder.py init": ("torch", "he"),
-        "autoencoder.py select": ("test_map", "loss"), "train.py batch_norm": ("adapt", "auto"),
-        "test.py ties": ("stable", "expected")}
+        "autoencoder.py select": ("test_map", "loss"), "train.py batch_norm": ("adapt", "auto")}
 
 
 def test_a_flag_beside_the_preset_wins_before_and_after_it():
@@ -107,10 +106,17 @@ def test_the_preset_runs_through_all_three_scripts(trained, tmp_path, capsys):
         "published", "unisource", "torch")
     best = max(read_log(tmp_path / "ae"), key=lambda record: record["latent_map"])
     assert load(tmp_path / "ae" / "autoencoder.pth")["epoch"] == best["epoch"]
-    done(capsys, "train.py", *preset, *quick_flags(trained), "--pretrained_dp_path",
-         tmp_path / "ae" / "autoencoder.pth", "--output_dir", tmp_path / "mr")
-    done(capsys, "test.py", *preset, "--pretrain_path", tmp_path / "mr" / "mrhash.pth", *SMALL)
-    assert read_results(tmp_path / "mr")["ties"] == "stable"
+    said, _ = done(capsys, "train.py", *preset, *quick_flags(trained), "--pretrained_dp_path",
+                   tmp_path / "ae" / "autoencoder.pth", "--output_dir", tmp_path / "mr")
+    # The same mAP of the same order in both scripts, and the stable one beside it.
+    model = ["--pretrain_path", tmp_path / "mr" / "mrhash.pth", *SMALL]
+    out, _ = done(capsys, "test.py", *preset, *model)
+    results = read_results(tmp_path / "mr")
+    assert f"mAP@13 {results['map']:.4f} (ties: expected" in said.splitlines()[-2]
+    done(capsys, "test.py", *model, "--ties", "stable", "--output_dir", tmp_path / "stable")
+    stable = read_results(tmp_path / "stable")["map"]
+    assert results["ties"] == "expected" and results["map_stable"] == stable != results["map"]
+    assert f"mAP@13 {results['map']:.4f} (ties: expected; stable {stable:.4f}; any" in out
 
 
 def test_stage_1_of_dsrsid_is_selected_by_map_at_1900_or_all_that_there_are(tmp_path, capsys):

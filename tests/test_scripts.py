@@ -66,7 +66,7 @@ def test_the_run_folder_holds_what_the_contract_says(trained):
         assert epochs_of(folder / name) == [("epoch", epoch) for epoch in range(count)]
         for file in (result, "last.pth"):
             load(folder / name / file)
-    for label, output in (("epoch 0/6:", outputs[0]), ("epoch 5/6:", outputs[0]),
+    for label, output in (("epoch 0/5:", outputs[0]), ("epoch 5/5:", outputs[0]),
                           ("epoch 0/2:", outputs[1]), ("epoch 2/2:", outputs[1])):
         assert f"\n{label} loss " in output
     assert "mrhash.pth (epoch 2)" in outputs[1]

@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
+import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +14,11 @@ import torch
 import torchvision
 from PIL import Image
 
+import data_loader
 import hamming
 from engine.checkpoint import save_checkpoint
 from hamming.pictures import FRAME, RIGHT, TILE, WRONG
-from helpers import QUICK, SMALL, read_results
+from helpers import ENVIRONMENT, QUICK, ROOT, SMALL, read_results, script_module
 from script_helpers import HEAD, done, quick_flags, refused
 
 
@@ -39,7 +43,8 @@ def test_stored_codes_are_evaluated_without_a_model(trained, tmp_path, capsys):
     out, _ = done(capsys, "test.py", *stored)
     assert read_results(tmp_path) == expected
     assert f"mAP@13 {expected['map']:.4f} (ties: expected; any order gives" in out
-    assert "12 bits, 3 queries, 39 in the database" in out
+    assert "12 bits, 3 queries, 39 in the database\nthis mAP says little: each of the 3 " in out
+    assert "map_stable" not in expected
     for ties, key in (("min", "map_min"), ("max", "map_max")):
         done(capsys, "test.py", *stored, "--ties", ties)
         assert read_results(tmp_path)["map"] == expected[key]
@@ -110,6 +115,18 @@ def test_stable_ties_are_those_of_a_stable_sort(trained, codes, tmp_path, capsys
     assert results["map"] == pytest.approx(expected.mean(), rel=1e-12)
 
 
+def test_a_remark_where_few_queries_or_ranks_decide():
+    remark = script_module("test.py").remark
+    for R, queries, said in (
+            (1, 5, "of each ranking only the nearest image counts, and each of the 5 queries can "
+                   "change it by 0.20"),
+            (4, 10, "of each ranking only the first 4 images count"),
+            (5, 9, "each of the 9 queries can change it by 0.11"),
+            (1900, 1, "there is one query")):
+        assert remark({"R": R, "num_query": queries}) == f"\nthis mAP says little: {said}"
+    assert remark({"R": 5, "num_query": 10}) == ""
+
+
 # ---------------------------------------------------------------- what is written
 
 
@@ -136,6 +153,37 @@ def test_figures_have_the_names_of_the_classes(trained, tmp_path, capsys):
     mean = np.average([float(row["ap"]) for row in rows],
                       weights=[int(row["queries"]) for row in rows])
     assert mean == pytest.approx(read_results(tmp_path)["map"])
+
+
+def test_names_of_any_kind_reach_figures_and_screen_in_the_c_locale(codes, tmp_path):
+    """Where Python takes all but ASCII for no text."""
+    codes["class_names"] = np.array(["Flüsse", "caf\udce9", "\u6c34\u706b"])
+    np.savez(tmp_path / "codes.npz", **codes)
+    folder = tmp_path / "Größe"
+    done = subprocess.run(
+        [sys.executable, ROOT / "test.py", "--codes", tmp_path / "codes.npz", "--output_dir",
+         folder, "--figures", folder], check=False, capture_output=True, text=True,
+        env={**ENVIRONMENT, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    assert done.returncode == 0, done.stderr
+    assert "wrote the figures and their numbers" in done.stdout and len(os.listdir(folder)) == 7
+    with open(folder / "ap_per_class.csv", newline="", encoding="utf-8") as file:
+        names = [row["name"] for row in csv.DictReader(file)]
+    assert names == ["Flüsse", r"caf\xe9", "\u6c34\u706b"]
+    lines = done.stderr.splitlines()  # of a font that is not there, and of constant bits
+    assert len(lines) <= 2 and all(line.startswith("warning: ") for line in lines), lines
+
+
+def test_figures_without_labels_are_refused_before_the_work(model, tmp_path, capsys, monkeypatch):
+    inherit = data_loader.inherit_dataset
+
+    def without_labels(*arguments):
+        dataset, config = inherit(*arguments)
+        return replace(dataset, labels=None), config
+
+    monkeypatch.setattr(data_loader, "inherit_dataset", without_labels)
+    monkeypatch.setattr(data_loader.ImageLoader, "__init__", None)  # no image is looked at
+    line = refused(capsys, "test.py", *model, "--output_dir", tmp_path, "--figures", tmp_path)
+    assert "--figures needs labels" in line
 
 
 def test_figures_without_matplotlib_are_refused_before_the_work(trained, tmp_path, capsys,

@@ -94,10 +94,21 @@ def test_bits_that_are_all_the_same_stand_in_the_line_of_the_epoch_and_in_the_lo
     out, error = done(capsys, "train.py", *quick_flags(trained), "--T", 2, "--output_dir",
                       tmp_path)
     lines = [line for line in out.splitlines() if line.startswith("epoch ")]
-    measured = [" (constant bits: 12), " in line for line in lines]
-    assert measured == [True, False, True] and "bits are the same" not in error
+    measured = ["; constant bits: 12), " in line for line in lines]
+    assert measured == [True, False, True]
     log = read_log(tmp_path)
     assert [record.get("constant_bits") for record in log] == [12, None, 12]
+    assert error.count("all 12 bits are the same for all images") == 1  # of the finished codes
+    _, error = done(capsys, "train.py", *quick_flags(trained), "--T", 2, "--resume",
+                    "--output_dir", tmp_path)  # nothing to do, and still true
+    assert error.count("all 12 bits are the same for all images") == 1
+
+
+def test_a_last_batch_of_one_image_joins_the_one_before(trained, tmp_path, capsys):
+    flags = [*quick_flags(trained), "--batch_norm", "adapt", "--max_epoch", 0]
+    done(capsys, "train.py", *flags, "--batch_size", 19, "--output_dir", tmp_path)  # 39 = 19 + 20
+    line = refused(capsys, "train.py", *flags, "--batch_size", 1, "--output_dir", tmp_path / "one")
+    assert "adapts to the images of a batch, which is one image here (--batch_size 1, 39" in line
 
 
 def test_the_line_of_an_epoch(capsys):
@@ -108,9 +119,10 @@ def test_the_line_of_an_epoch(capsys):
     report("epoch 5/50", {**stats, "map": 0.625, "constant_bits": 2}, 13)
     assert capsys.readouterr().out.splitlines() == [
         "epoch 3/50: loss 1.25000 (divergence 0.50000), 20 images/s",
-        "head epoch 0/4: loss 1.25000 (divergence 0.50000), mAP@13 0.6250, 20 images/s",
-        "epoch 5/50: loss 1.25000 (divergence 0.50000), mAP@13 0.6250 (constant bits: 2), "
-        "20 images/s"]
+        "head epoch 0/4: loss 1.25000 (divergence 0.50000), mAP@13 0.6250 (ties: expected), "
+        "20 images/s",
+        "epoch 5/50: loss 1.25000 (divergence 0.50000), mAP@13 0.6250 (ties: expected; constant "
+        "bits: 2), 20 images/s"]
 
 
 def test_the_map_of_the_last_epoch_is_that_of_test_py(trained):

@@ -76,20 +76,21 @@ from engine.cli import run
 sys.path.insert(0, {engine!r})
 from test_distributed import train_a_little
 
-sys.exit(run(lambda: train_a_little(Path({output!r}), {batch_norm!r}), shared=True))
+sys.exit(run(lambda: train_a_little(Path({output!r}), {batch_norm!r}, {rows}), shared=True))
 """
 
 
-def train_a_little(output, batch_norm):
-    """Six steps of train.py's loop, the last batch of two images; what each rank ends with."""
+def train_a_little(output, batch_norm, rows=18):
+    """Two epochs of train.py's loop in batches of 8 images; what each rank ends with."""
     from train import multi_semantic_loss, train_one_epoch
     torch.manual_seed(0)
     draw = np.random.default_rng(0)
-    images = torch.from_numpy(draw.normal(size=(18, 3, 8, 8)).astype(np.float32))
-    features = [torch.from_numpy(draw.normal(size=(18, width)).astype(np.float32))
+    images = torch.from_numpy(draw.normal(size=(rows, 3, 8, 8)).astype(np.float32))
+    features = [torch.from_numpy(draw.normal(size=(rows, width)).astype(np.float32))
                 for width in (6, 5)]
-    cnn = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
-                              torch.nn.AdaptiveAvgPool2d(1))
+    # One value an image and channel, as in deep networks of small images.
+    cnn = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(),
+                              torch.nn.AdaptiveAvgPool2d(1), torch.nn.BatchNorm2d(8))
     backbone = Backbone(cnn, "small", 8, 8, False, batch_norm == "frozen")
     model = MrHash(HashNetwork(backbone, 8), MultisourceAutoencoder((6, 5), 8), torch.randn(4, 8))
     # Not Adam, which makes a step of its full length of a rounding error in a gradient of nothing.
@@ -104,7 +105,7 @@ def train_a_little(output, batch_norm):
 
     for epoch in run.epochs("epoch", 2):
         target = target_distribution(model.assign_all(features))
-        steps = ShuffledEpoch(18, 8, epoch, CPU, views)
+        steps = ShuffledEpoch(rows, 8, epoch, CPU, views)
         stats = train_one_epoch(run, network, steps, features, target,
                                 lambda *x: multi_semantic_loss(*x, lambda0=0.01), False)
         losses.append([stats[name] for name in ("loss", "divergence", "reconstruction")])
@@ -114,11 +115,12 @@ def train_a_little(output, batch_norm):
     at_end.close()
 
 
-def trained_by_ranks(zygote, tmp_path, number, batch_norm):
+def trained_by_ranks(zygote, tmp_path, number, batch_norm, rows=18):
     """What each of so many ranks ends with."""
     script = tmp_path / "script.py"
     script.write_text(STEPS.format(tests=str(ROOT / "tests"), output=str(tmp_path),
-                                   engine=str(ROOT / "tests" / "engine"), batch_norm=batch_norm))
+                                   engine=str(ROOT / "tests" / "engine"), batch_norm=batch_norm,
+                                   rows=rows))
     codes, outputs = zygote.run_ranks(tmp_path / "out", number, script)
     assert codes == [0] * number, outputs
     return [content(tmp_path / f"{one}.pth") for one in range(number)]
@@ -138,8 +140,9 @@ def test_steps_of_several_ranks_are_those_of_one(number, tmp_path, zygote):
     assert (flat(ranks[0]["model"]) - weights).norm() / weights.norm() < 1e-5
 
 
-def test_running_statistics_that_adapt_end_equal_on_all_ranks(tmp_path, zygote):
-    one, other = trained_by_ranks(zygote, tmp_path, 2, "adapt")
+@pytest.mark.parametrize("rows", [17, 18, 19])  # a last batch of 1, of 2 and of 3 images
+def test_running_statistics_that_adapt_end_equal_on_all_ranks(rows, tmp_path, zygote):
+    one, other = trained_by_ranks(zygote, tmp_path, 2, "adapt", rows)
     key, = (name for name in one["model"] if name.endswith("running_mean"))
     assert one["model"][key].abs().min() > 0  # they have moved
     for name, value in one["model"].items():
@@ -231,7 +234,7 @@ from engine.distributed import sum_over_ranks
 from utils import InputError, rank
 
 def main():
-    print("spoken by", rank())
+    print("spoken by", rank(), chr(0xdce9))  # no text, as names of files may be
     if rank() == 1:
         raise InputError("nothing was found")
     sum_over_ranks(np.arange(3))
@@ -247,7 +250,7 @@ def test_a_rank_that_fails_ends_the_others_with_a_sentence(tmp_path, zygote):
     assert codes == [2, 2]
     assert outputs[1] == "rank 1: error: nothing was found\n"
     said, error = outputs[0].splitlines()
-    assert said == "spoken by 0"
+    assert said == r"spoken by 0 \udce9"
     assert error.startswith("error: another rank ended or cannot be reached")
 
 

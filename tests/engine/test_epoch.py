@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.epoch import Meters, ShuffledEpoch
+from engine.epoch import Meters, ShuffledEpoch, split_rows
 
 CPU = torch.device("cpu")
 
@@ -59,21 +59,33 @@ def test_an_epoch_goes_on_at_any_step_with_the_views_of_that_step():
             assert torch.equal(step.views, step.rows * 10)
 
 
-@pytest.mark.parametrize(("rows", "number"), [(21, 8), (128, 3), (2, 5), (5, 5)])
-def test_shares_are_all_rows_once_and_their_weights_make_the_mean(as_rank, rows, number):
+@pytest.mark.parametrize(("rows", "number"), [(21, 8), (128, 3), (6, 3), (2, 5), (5, 5), (3, 2)])
+def test_shares_are_all_rows_and_their_weights_make_the_mean(as_rank, rows, number):
     values = np.random.default_rng(0).normal(size=rows)
-    seen, mean, order = [], 0.0, []
+    shares, sums, mean, order = [], 0.0, 0.0, []
     for rank in range(number):
         as_rank(rank, number)
         epoch = ShuffledEpoch(rows, rows, 0, CPU)
         step, = epoch.steps()
-        assert len(step.rows)  # a rank always has a row, which may not count
+        assert len(step.rows) >= 2  # which batch normalisation needs
         order.append(epoch.batches[0].tolist())
-        seen += step.rows[:step.count].tolist()
+        shares.append(step.rows)
+        sums += values[step.rows].mean() * step.count  # as Meters take it
         mean += values[step.rows].mean() * step.weight / number
     assert order == [order[0]] * number  # one batch that all share
-    assert seen == order[0]
+    times = number if rows < 2 * number else 1  # all have it whole, or a part each
+    assert torch.cat(shares).tolist() == order[0] * times
     assert mean == pytest.approx(values.mean(), abs=1e-12)
+    assert sums / rows == pytest.approx(values.mean(), abs=1e-12)
+
+
+def test_a_last_batch_of_one_row_joins_the_one_before_and_nothing_else_changes():
+    for count, sizes in ((16, [8, 8]), (17, [8, 9]), (18, [8, 8, 2]), (8, [8]), (9, [9]), (1, [1])):
+        epoch = ShuffledEpoch(count, 8, 5, CPU)
+        assert [len(step.rows) for step in epoch.steps()] == sizes and len(epoch) == len(sizes)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(5))
+        assert torch.equal(torch.cat(epoch.batches), order)
+    assert [len(batch) for batch in split_rows(torch.arange(3), 1)] == [1, 1, 1]  # as asked
 
 
 def test_meters_give_means_over_rows_and_not_over_steps():

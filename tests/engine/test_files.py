@@ -23,6 +23,18 @@ def test_a_file_appears_whole_and_with_the_mode_of_any_other(tmp_path):
     assert os.listdir(tmp_path / "new") == ["file"]
 
 
+def test_a_link_stays_a_link_and_what_it_points_to_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "file").write_text("old")
+    for name, target in (("link", "disk/file"), ("dangling", "disk/new")):
+        (tmp_path / name).symlink_to(target)
+        with atomic_file(tmp_path / name) as file:
+            file.write(b"new")
+        assert os.readlink(tmp_path / name) == target
+        assert (tmp_path / target).read_text() == "new"
+    assert sorted(os.listdir(tmp_path / "disk")) == ["file", "new"]
+
+
 @pytest.mark.parametrize("when", ["body", "fsync", "replace"])
 def test_what_goes_wrong_while_a_file_is_written_leaves_the_old_one(tmp_path, monkeypatch, when):
     (tmp_path / "file").write_text("old")

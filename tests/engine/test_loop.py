@@ -283,7 +283,7 @@ def test_a_loss_that_is_not_finite_is_noticed_at_the_latest_at_the_end(tmp_path,
 def test_an_epoch_whose_codes_cannot_be_measured_is_told_with_advice(tmp_path):
     run, _ = opened(tmp_path)
     for _ in run.epochs("epoch", 1):
-        with pytest.raises(InputError, match=r"epoch 0/1 cannot be measured \(not finite\): begin "
+        with pytest.raises(InputError, match=r"epoch 0/0 cannot be measured \(not finite\): begin "
                                              "again with a lower --lr; nothing was saved before"), \
                 run.evaluating():
             raise CodeError("not finite.")
@@ -321,12 +321,13 @@ def test_empty_clusters_are_warned_of_once_and_constant_bits_are_counted(trained
         "--n_clusters", 30, "--hash_bit", 64, "--lr", 0.3, "--multi_lr", 0, "--head_epochs", 3,
         "--max_epoch", "none", "--output_dir", tmp_path)
     assert code == 0, error
-    warning, = [line for line in error.splitlines() if line.startswith("warning:")]
+    warning, bits = [line for line in error.splitlines() if line.startswith("warning:")]
     assert "of 30 clusters are empty" in warning and "lower --n_clusters" in warning
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     counts = [record.get("constant_bits") for record in log]
     assert counts[1] is None and counts[0] is not None and counts[2] > 0  # where it is measured
-    assert f"(constant bits: {counts[2]})" in out
+    assert f"{counts[2]} of 64 bits are the same" in bits
+    assert f"; constant bits: {counts[2]})" in out
     code, _, error = call(capsys, "test.py", "--pretrain_path", tmp_path / "mrhash.pth",
                           "--cache_dir", "none")
     assert code == 0 and error.count("bits are the same for all images") == 1, error

@@ -138,3 +138,14 @@ def test_inputs_stay_as_they_are():
 ])
 def test_bad_input_is_one_clear_sentence(call, message):
     assert_sentence(call, message)
+
+
+@pytest.mark.parametrize(("items", "relevant", "R"), [
+    ([5, 3, 3, 1, 1, 0], [0, 0, 0, 1, 1, 0], 12),
+    ([5, 5, 0, 0, 5, 0], [5, 4, 0, 0, 5, 0], 6),
+    ([3, 1, 5, 4, 3, 5], [3, 0, 0, 4, 1, 0], 11),
+    ([2, 2, 2, 1, 2, 2], [2, 2, 2, 0, 0, 2], 3)])
+def test_rounding_takes_no_expectation_beyond_its_bounds(items, relevant, R):
+    """All orders give the same AP here, and the sums differ in their last digit."""
+    found = hamming.summarise(Histograms(np.array([items]), np.array([relevant])), R)
+    assert found["map_min"] <= found["map"] <= found["map_max"]

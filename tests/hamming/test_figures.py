@@ -1,13 +1,19 @@
 """Figures and the numbers behind them."""
 
 import csv
+import io
+import os
 
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 from PIL import Image
 
 import hamming
 from hamming.figures import (
+    LONGEST,
     classes_of,
     curve_of,
     ranks_to_show,
@@ -15,6 +21,9 @@ from hamming.figures import (
     write_curves,
     write_figures,
 )
+from hamming.fonts import families_for, file_for
+from hamming.names import as_text, to_draw
+from hamming.pictures import neighbour_picture
 from helpers_hamming import make_data
 
 
@@ -72,6 +81,111 @@ def test_many_classes_are_all_in_the_table_and_the_lowest_in_the_figure(tmp_path
     write_figures(many, 2, np.arange(70), names, tmp_path)
     assert [row["name"] for row in table_of(tmp_path / "ap_per_class.csv")] == names
     assert Image.open(tmp_path / "ap_per_class.png").height < 3000
+
+
+ONE_QUERY = hamming.Histograms(np.array([[2, 1]]), np.array([[1, 1]]))
+LATIN1, ASCII_LOCALE = b"Fl\xfcsse", "Flüsse".encode()  # read as no text, or in the C locale
+UNREAD = [name.decode("ascii", "surrogateescape") for name in (LATIN1, ASCII_LOCALE)]
+
+
+def test_names_that_are_no_text_are_written_and_umlauts_of_any_locale_are_umlauts(tmp_path):
+    assert [as_text(name) for name in (*UNREAD, "Flüsse", "a\ud800")] == [
+        r"Fl\xfcsse", "Flüsse", "Flüsse", r"a\ud800"]
+    tables = hamming.Histograms(np.tile([[2, 1]], (2, 1)), np.tile([[1, 1]], (2, 1)))
+    assert write_figures(tables, 2, np.arange(2), UNREAD, tmp_path) == ""
+    assert len(os.listdir(tmp_path)) == 6  # none is left out, nor aside
+    assert [row["name"] for row in table_of(tmp_path / "ap_per_class.csv")] == [
+        r"Fl\xfcsse", "Flüsse"]
+    file = io.BytesIO()
+    image = np.zeros((4, 4, 3), np.uint8)
+    assert neighbour_picture([image] * 2, [[image]] * 2, None, UNREAD, file) == ""
+
+
+@pytest.mark.filterwarnings("error")  # nothing that matplotlib complains of
+def test_names_of_any_length_and_with_any_characters_are_drawn_on_one_line(tmp_path):
+    name = "x" * 500 + "\n\ty$z^{"
+    assert write_figures(ONE_QUERY, 2, np.zeros(1, int), [name], tmp_path) == ""
+    assert table_of(tmp_path / "ap_per_class.csv")[0]["name"] == name
+    drawn = to_draw(name, LONGEST)
+    assert drawn == "x" * 13 + "..." + "xxxx" + r"\n\ty$z^{" and len(drawn) <= LONGEST
+    assert to_draw("a\x00b\u200bc") == r"a\x00b\u200bc"
+
+
+@pytest.fixture
+def water(tmp_path):
+    """A font that matplotlib knows for a while, with a glyph for water, a filled square."""
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, 1000), (1000, 1000), (1000, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    glyphs = {".notdef": TTGlyphPen(None).glyph(), "water": pen.glyph()}
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder(list(glyphs))
+    font.setupCharacterMap({ord("\u6c34"): "water"})
+    font.setupGlyf(glyphs)
+    font.setupHorizontalMetrics({name: (1000, 0) for name in glyphs})
+    font.setupHorizontalHeader(ascent=1000, descent=0)
+    font.setupNameTable({"familyName": "Water", "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    font.save(tmp_path / "water.ttf")
+    known = list(font_manager.fontManager.ttflist)
+    font_manager.fontManager.addfont(tmp_path / "water.ttf")
+    yield str(tmp_path / "water.ttf")
+    font_manager.fontManager.ttflist[:] = known
+
+
+def black_of(path):
+    return (np.asarray(Image.open(path).convert("L")) < 60).sum()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_font_that_has_the_characters_of_a_name_is_found(tmp_path, water):
+    assert families_for("aü\u6c34") == (["DejaVu Sans", "Water"], "")
+    assert file_for("\u6c34") == (water, "")
+    drawn = {}
+    for name in ("\u6c34" * 9, "\u2003" * 9):  # nine filled squares, nine spaces
+        assert write_figures(ONE_QUERY, 2, np.zeros(1, int), [name], tmp_path) == ""
+        drawn[name[0]] = black_of(tmp_path / "ap_per_class.png")
+    assert drawn["\u6c34"] - drawn["\u2003"] > 9 * 15 * 15
+    image, file = np.full((4, 4, 3), 255, np.uint8), io.BytesIO()
+    assert neighbour_picture([image], [[image]], None, ["\u6c34" * 9], file) == ""
+    assert black_of(file) > 9 * 8 * 8
+
+
+@pytest.mark.filterwarnings("error")
+def test_characters_that_no_font_has_are_told_once_each(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(font_manager.fontManager, "ttflist", [
+            entry for entry in font_manager.fontManager.ttflist
+            if entry.name.startswith(("DejaVu Sans", "Last Resort"))])
+        assert write_figures(ONE_QUERY, 2, np.zeros(1, int), ["\u6c34\u706b\u6c34"],
+                             tmp_path) == "\u6c34\u706b"
+        image = np.zeros((4, 4, 3), np.uint8)
+        assert neighbour_picture([image], [[image]], None, ["\u6c34\u6c34"],
+                                 io.BytesIO()) == "\u6c34"
+
+
+def test_a_figure_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_curves({"one": (np.arange(2), np.arange(2))}, tmp_path, "title")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "precision_recall.csv").rename(tmp_path / "folder" / "table")
+    (tmp_path / "precision_recall.csv").symlink_to("folder/table")
+    before = (tmp_path / "folder" / "table").read_bytes()
+
+    def full(*_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="no space left"):
+            write_curves({"another": (np.arange(2), np.arange(2))}, tmp_path, "title")
+    assert (tmp_path / "folder" / "table").read_bytes() == before
+    assert os.listdir(tmp_path / "folder") == ["table"]
+    write_curves({"another": (np.arange(2), np.arange(2))}, tmp_path, "title")
+    assert (tmp_path / "precision_recall.csv").is_symlink()
+    assert b"another" in (tmp_path / "folder" / "table").read_bytes()
 
 
 def test_ranks_are_few_and_hold_the_first_ten_the_last_and_R():

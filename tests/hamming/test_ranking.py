@@ -96,6 +96,23 @@ def test_float_map_equals_plain_numpy(multi):
     assert hamming.float_map(far[:20], far[20:], data[2], data[3], 50) == pytest.approx(want)
 
 
+@pytest.mark.parametrize("scale", [1e300, 1e36, 1e20, 1e-20, 1e-36, 1e-300])
+def test_float_map_is_the_same_in_any_unit(scale):
+    """Squares of such numbers are beyond float32, and some beyond float64."""
+    data, *_ = make_data(8, Q=20, N=300)
+    rng = np.random.default_rng(3)
+    query, database = rng.standard_normal((20, 4)), rng.standard_normal((300, 4))
+    want = hamming.float_map(query, database, data[2], data[3], 50)
+    assert hamming.float_map(query * scale, database * scale, data[2], data[3], 50) == want
+    # Queries a long way off, where the nearest are those that lie farthest in their direction.
+    order = np.argsort(-database.sum(axis=1))
+    want = float(mean(plain_ap(row.tolist(), 50) for row in data[2][:, None] == data[3][order]))
+    far = np.full((20, 4), 1e18)
+    assert hamming.float_map(far, database, data[2], data[3], 50) == pytest.approx(want)
+    with pytest.raises(hamming.CodeError, match="expected both of about the same size"):
+        hamming.float_map(far * 1e20, database, data[2], data[3], 50)
+
+
 @pytest.mark.parametrize("R", [1, 60, 100, 101])
 def test_the_nearest_come_as_a_stable_sort_has_them(R):
     values = torch.randn(3, 100, generator=torch.Generator().manual_seed(0))

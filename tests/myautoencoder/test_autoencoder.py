@@ -134,10 +134,11 @@ def test_the_monitor_is_in_the_lines_and_the_log_of_the_epochs_it_is_due_in(
     log = read_log(tmp_path)
     assert ["latent_map" in record for record in log] == [True, False, False, False, True, True]
     lines = [line for line in out.splitlines() if line.startswith("epoch ")]
-    assert [line.split(":")[0] for line in lines] == ["epoch 0/6", "epoch 4/6", "epoch 5/6"]
+    assert [line.split(":")[0] for line in lines] == ["epoch 0/5", "epoch 4/5", "epoch 5/5"]
     for line, record in zip(lines, (log[0], *log[4:]), strict=True):
         assert line.endswith(f": loss {record['loss']:.5f}, latent mAP@13 "
-                             f"{record['latent_map']:.4f}")
+                             f"{record['latent_map']:.4f} (ties: by index)")
+    assert f"\nlatent mAP@13 {log[5]['latent_map']:.4f} (ties: by index)\n" in out
     kept = load(tmp_path / "autoencoder.pth")
     best = min(log, key=lambda record: record["loss"])
     assert kept["epoch"] == best["epoch"] == 5
@@ -182,8 +183,10 @@ def test_the_epoch_that_is_asked_for_is_kept(trained, tmp_path, capsys, monkeypa
 
 
 def test_test_map_measures_every_epoch_by_signs_too(trained, tmp_path, capsys):
-    done(capsys, AUTOENCODER, *stage1_flags(trained[0]), "--select", "test_map", "--data_hash", 1,
-         "--cache_dir", trained[0] / "cache", "--output_dir", tmp_path)
+    out, _ = done(capsys, AUTOENCODER, *stage1_flags(trained[0]), "--select", "test_map",
+                  "--data_hash", 1, "--cache_dir", trained[0] / "cache", "--output_dir", tmp_path)
+    lines = [line for line in out.splitlines() if "mAP" in line]
+    assert len(lines) > 1 and all(line.endswith(" (ties: expected)") for line in lines)
     kept, log = load(tmp_path / "autoencoder.pth"), read_log(tmp_path)
     assert kept["latent_map"] == pytest.approx(max(record["latent_map"] for record in log))
 

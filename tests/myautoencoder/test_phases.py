@@ -1,7 +1,9 @@
 """The phases of stage 2: how many epochs, at which rates, and what the network sees in them."""
 
+import json
 from argparse import Namespace
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +14,16 @@ from datasets.base import PairedDataset
 from engine.cli import Compute
 from engine.epoch import ShuffledEpoch
 from image_helpers import Arrays, grey_levels, picture
-from myautoencoder.phases import FrozenFeatures, Phase, TrainingImages, plan_phases
-from network import HashNetwork, load_backbone
+from myautoencoder.features import calibrate
+from myautoencoder.phases import (
+    FrozenFeatures,
+    Phase,
+    TrainingImages,
+    plan_phases,
+    warn_of_constant_bits,
+)
+from network import HashNetwork, MrHash, MultisourceAutoencoder, load_backbone
+from utils import InputError
 
 CPU = Compute(torch.device("cpu"), batch_size=4, workers=1)
 TRAIN = np.array([7, 1, 3, 8, 4, 10])
@@ -50,20 +60,20 @@ def epoch_of(source, number=0):
 
 
 @pytest.mark.parametrize(("head_epochs", "max_epoch", "expected"), [
-    (0, 50, [("epoch", 51, 50)]),
-    (4, 0, [("head epoch", 4, 4), ("epoch", 1, 0)]),
-    (4, None, [("head epoch", 4, 4), ("epoch", 0, -1)])])
+    (0, 50, [("epoch", 51)]),
+    (4, 0, [("head epoch", 4), ("epoch", 1)]),
+    (4, None, [("head epoch", 4), ("epoch", 0)])])
 def test_the_head_comes_first_and_max_epoch_is_the_number_of_the_last_one(
         dataset, loader, backbone, head_epochs, max_epoch, expected):
     phases = plan(dataset, loader, backbone, head_epochs, max_epoch)
-    assert [(phase.name, phase.count, phase.last) for phase in phases] == expected
+    assert [(phase.name, phase.count) for phase in phases] == expected
     for phase in phases:
         assert phase.head_only == (phase.name == "head epoch")
         assert isinstance(phase.source, FrozenFeatures if phase.head_only else TrainingImages)
 
 
 def test_each_phase_has_rates_and_seeds_of_its_own():
-    head, whole = (Phase(name, 4, 4, None, name == "head epoch")
+    head, whole = (Phase(name, 4, None, name == "head epoch")
                    for name in ("head epoch", "epoch"))
     assert [head.rate(2.0, epoch) for epoch in range(4)] == pytest.approx(
         [2, 1 + 0.5**0.5, 1, 1 - 0.5**0.5])
@@ -72,8 +82,33 @@ def test_each_phase_has_rates_and_seeds_of_its_own():
     seeds = [phase.seed(13, epoch) for phase in (head, whole) for epoch in range(4)]
     assert len(set(seeds)) == 8
     # Counted from its end: an epoch of the head has the seed it had before it was called a phase.
-    longer = Phase("head epoch", 7, 7, None, True)
+    longer = Phase("head epoch", 7, None, True)
     assert [longer.seed(13, epoch + 3) for epoch in range(4)] == seeds[:4]
+
+
+def test_batch_normalisation_does_not_adapt_to_one_image(dataset, loader):
+    one, args = replace(CPU, batch_size=1), Namespace(head_epochs=0, max_epoch=1, compile=False)
+    for name, batch_norm, compute, train, refused in (
+            ("shufflenet_v2_x0_5", "adapt", one, TRAIN, True),
+            ("shufflenet_v2_x0_5", "adapt", CPU, TRAIN[:1], True),
+            ("shufflenet_v2_x0_5", "adapt", CPU, TRAIN, False),
+            ("shufflenet_v2_x0_5", "frozen", one, TRAIN, False),
+            ("squeezenet1_1", "adapt", one, TRAIN, False)):  # which has none
+        backbone = load_backbone(name, "none", 32, batch_norm)
+        images = replace(dataset, train=train)
+        if refused:
+            with pytest.raises(InputError, match="expected at least two: raise --batch_size or"):
+                plan_phases(args, backbone, images, loader, compute)
+        else:
+            plan_phases(args, backbone, images, loader, compute)
+
+
+def test_statistics_are_calibrated_without_a_last_batch_of_one_image(backbone):
+    source = Arrays([picture(0, 32, 32)] * 129)
+    calibrate(backbone, ImageLoader(source, "many", 32, CPU))
+    # All images are the same, so any batches have the same averages.
+    first = next(value for name, value in backbone.state_dict().items() if "running_mean" in name)
+    assert first.abs().max() > 1e-3
 
 
 # ---------------------------------------------------------------- what the network sees
@@ -132,3 +167,38 @@ def test_random_statistics_are_calibrated_whatever_the_cache_knows(dataset, tmp_
         plan_phases(args, backbone, dataset, loader, cached)
         found.append(backbone.weights_digest())
     assert found[0] == backbone.digest != found[1] == found[2]
+
+
+# ---------------------------------------------------------------- what the codes are worth
+
+
+def told_at_the_end(capsys, tmp_path, phases, dataset, model, kept, log):
+    """The warning of a run that keeps `kept`: phase, epoch, weights."""
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
+    run = SimpleNamespace(kept=lambda: kept, folder=SimpleNamespace(path=tmp_path))
+    warn_of_constant_bits(run, phases, model, dataset, 0.0)
+    return capsys.readouterr().err
+
+
+def test_constant_bits_are_judged_by_the_codes_of_the_weights_that_are_kept(
+        dataset, loader, backbone, tmp_path, capsys):
+    phases = plan(dataset, loader, backbone, 4, 2)
+    model = MrHash(HashNetwork(backbone, 12), MultisourceAutoencoder([5], 4, "unisource"),
+                   torch.zeros(3, 4))
+    with torch.no_grad():
+        model.hash_network.hash_layer.weight[:3] = 0.0  # three bits depend on no image
+        kept = {name: value.clone() for name, value in model.state_dict().items()}
+        outputs = np.concatenate(list(phases[0].source.outputs(model.hash_network, TRAIN))) >= 0
+        constant = int((outputs.all(axis=0) | ~outputs.any(axis=0)).sum())
+        model.hash_network.hash_layer.bias.fill_(1e3)  # weights that came later, and are not kept
+    assert 3 <= constant < 12
+    log = [{"phase": phase, "epoch": epoch, "seconds": 1.0, "constant_bits": bits}
+           for phase, epoch, bits in (("head epoch", 0, 12), ("epoch", 0, 7), ("epoch", 2, 0))]
+    for phase, epoch, expected in (("head epoch", 3, constant),  # nobody measured it: it is now
+                                   ("head epoch", 0, constant),
+                                   ("epoch", 0, 7),  # as the evaluation found it
+                                   ("epoch", 1, 0),  # not measured, which would take a pass
+                                   ("epoch", 2, 0)):  # not true any more of what is kept
+        error = told_at_the_end(capsys, tmp_path, phases, dataset, model, (phase, epoch, kept), log)
+        found = f"warning: {expected} of 12 bits are the same for all images and tell nothing"
+        assert (found in error) if expected else not error, (phase, epoch, error)
