@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".ti
 # What lies beside images and is none: it is told, but no reason to warn.
 COMPANIONS = {".txt", ".md", ".json", ".csv", ".xml", ".tfw", ".prj", ".ovr", ".pdf", ".html"}
 LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}  # of the system's own; not even counted
-REPEATED = "link{} to a folder that is listed already, or lies above"
+REPEATED = "folder{} that links lead to again, or that lie above"
 MOST_BYTES = 1 << 30  # more than any scene needs, and what a file made to fill the memory claims
 # First bytes of archives that are not read in place.
 ARCHIVES = {b"\x1f\x8b": "gzip (.gz, .tar.gz, .tgz)", b"7z\xbc\xaf\x27\x1c": "7z",
@@ -114,27 +114,29 @@ class Folder:
         self.choice = Choice(include, exclude)
         self._status: dict[str, Status] = {}
         self._checksums: dict[str, int] = {}
-        self._links: list[tuple[str, tuple[int, int]]] = []  # to folders: name and identity
-        self._seen = {_identity(os.stat(above)) for above in Path(os.path.realpath(root)).parents}
-        self._list("", _identity(os.stat(root)))
+        self._links: list[tuple[str, str]] = []  # to folders: name and real path
+        place = os.path.realpath(root)
+        self._seen = set(map(str, Path(place).parents))  # real paths
+        self._list("", place)
         # Links come last: of a folder and a link to it, the folder is the one that is taken.
         while self._links:
             waiting, self._links = sorted(self._links), []
-            for name, identity in waiting:
-                if identity in self._seen:
-                    self.choice.unusable[REPEATED] += 1
-                else:
-                    self.folders.add(name)
-                    self._list(name, identity)
+            for name, place in waiting:
+                self._list(name, place)
+        self.folders -= {""}
         self.folders -= self.choice.emptied_folders()
         self.files = {name: self._status[name][0] for name in sorted(self._status)}
 
-    def _list(self, folder: str, identity: tuple[int, int]) -> None:
-        """Note what lies in a folder, and below it but for links."""
-        waiting = [(folder, identity)]
+    def _list(self, folder: str, place: str) -> None:
+        """Note what lies in a folder whose real path is `place`, and below it but for links."""
+        waiting = [(folder, place)]
         while waiting:
-            folder, identity = waiting.pop()
-            self._seen.add(identity)
+            folder, place = waiting.pop()
+            if place in self._seen:
+                self.choice.unusable[REPEATED] += 1
+                continue
+            self._seen.add(place)
+            self.folders.add(folder)
             try:
                 entries = list(os.scandir(self.root / folder))
             except PermissionError:
@@ -152,13 +154,10 @@ class Folder:
                 if entry.is_file():
                     if self.choice.takes(name):
                         self._status[name] = status_of(status)
+                elif entry.is_dir() and entry.is_symlink():
+                    self._links.append((name, os.path.realpath(entry.path)))
                 elif entry.is_dir():
-                    identity = _identity(os.stat(entry.path))  # in `status` it is 0 on Windows
-                    if entry.is_symlink():
-                        self._links.append((name, identity))
-                    else:
-                        self.folders.add(name)
-                        waiting.append((name, identity))
+                    waiting.append((name, os.path.join(place, entry.name)))
 
     def read_bytes(self, name: str) -> bytes:
         _check_size(self.files[name])
@@ -178,10 +177,6 @@ class Folder:
             found = file_checksums(self.root, missing, cache_dir)
             self._checksums.update(zip(missing, found.tolist(), strict=True))
         return np.array([self._checksums[name] for name in names], dtype=np.int64)
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
 
 
 class Zip:

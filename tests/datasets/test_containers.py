@@ -138,7 +138,16 @@ def test_loops_end_and_no_folder_is_taken_twice(tmp_path, capsys):
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "one" / "c")
     tree(tmp_path / "elsewhere", hollow(["9"]))
     assert list(open_container(tmp_path / "one").files) == ["b/1.jpg", "b/2.jpg", "c/9.jpg"]
-    assert "4 links to a folder that is listed already, or lies above" in capsys.readouterr().err
+    assert "4 folders that links lead to again, or that lie above" in capsys.readouterr().err
+
+
+def test_a_folder_that_two_links_lead_to_is_taken_once(tmp_path, capsys):
+    tree(tmp_path / "store", hollow(["x/1", "x/deep/2"]))
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a").symlink_to(tmp_path / "store" / "x" / "deep")
+    (tmp_path / "one" / "b").symlink_to(tmp_path / "store" / "x")
+    assert list(open_container(tmp_path / "one").files) == ["a/2.jpg", "b/1.jpg"]
+    assert "1 folder that links lead to again" in capsys.readouterr().err
 
 
 def test_dead_links_are_counted(tmp_path, capsys):
@@ -148,6 +157,13 @@ def test_dead_links_are_counted(tmp_path, capsys):
     (tmp_path / "one" / "a" / "round").symlink_to("round")
     assert len(open_container(tmp_path / "one").files) == 2
     assert capsys.readouterr().err == f"warning: {tmp_path / 'one'}: 4 dead links\n"
+
+
+def test_pipes_and_links_to_them_are_passed_by(tmp_path):
+    tree(tmp_path / "one", hollow(["1"]))
+    os.mkfifo(tmp_path / "one" / "2.jpg")
+    (tmp_path / "one" / "3.jpg").symlink_to(tmp_path / "one" / "2.jpg")
+    assert list(open_container(tmp_path / "one").files) == ["1.jpg"]
 
 
 def test_links_to_images_are_images(tmp_path):

@@ -108,8 +108,8 @@ _Part.append = slow
     texts = [output.read_text() for output in outputs]
     assert codes == [0, 0], texts
     assert any("another process makes" in text for text in texts)
-    # Sizes and views of 42 images, and their features in six batches, for either source.
-    assert sum(text.count("added") for text in texts) == 2 * (42 + 42 + 6)
+    # Sizes, views and brightness of 42 images, their features in six batches, of either source.
+    assert sum(text.count("added") for text in texts) == 2 * (42 + 42 + 42 + 6)
     one, other = ((script.folder / name / "autoencoder.pth").read_bytes() for name in names)
     assert one == other
     shutil.rmtree(script.folder / "other")
