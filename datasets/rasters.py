@@ -20,6 +20,7 @@ MOST_PIXELS = 64_000_000
 MOST_ELONGATED = 32  # the longer side, by the shorter one
 MOST_BLOCK = 1 << 30  # bytes that are unpacked at once
 MOST_PAGES = 256
+MOST_BANDS = 2048  # of a page
 ORIENTATION, EXTRA_SAMPLE = 274, 338  # tags of TIFF
 # How a file starts, whatever its name says -> the one driver that may open it: others could be
 # told by the file to read from other files and addresses.
@@ -152,7 +153,7 @@ class Raster:
         """What GDAL says of the way a band, from 0, is stored."""
         chosen = self.bands[band]
         file = self.pages[chosen.page]
-        return file.tags(ns="IMAGE_STRUCTURE") | file.tags(chosen.index, ns="IMAGE_STRUCTURE")
+        return _structure(file) | file.tags(chosen.index, ns="IMAGE_STRUCTURE")
 
     def read(self, chosen: Sequence[int]) -> Numbers:
         """The numbers of the `chosen` bands, from 0, upright.
@@ -224,7 +225,9 @@ def open_raster(data: bytes) -> Iterator[Raster]:
         raise ValueError("no TIFF or JPEG 2000 file")
     rasterio = require("rasterio", "TIFF and JPEG 2000 files")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"))
+        # One thread: those of JPEG 2000 would print GDAL's complaints.
+        stack.enter_context(rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR",
+                                         GDAL_NUM_THREADS="1"))
         memory = stack.enter_context(rasterio.io.MemoryFile(data))
         try:
             first = stack.enter_context(memory.open(driver=driver))
@@ -251,7 +254,9 @@ def open_raster(data: bytes) -> Iterator[Raster]:
 
 def _check(file: Any) -> None:
     check_shape(file.height, file.width)
-    pixelwise = file.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL"
+    if file.count > MOST_BANDS:
+        raise ValueError(f"{file.count:,} bands, more than any scene needs")
+    pixelwise = _structure(file).get("INTERLEAVE") != "BAND"
     size = max(np.dtype(dtype.replace("complex_int16", "complex64")).itemsize
                for dtype in file.dtypes)
     block = max(height * width for height, width in file.block_shapes)
@@ -259,8 +264,13 @@ def _check(file: Any) -> None:
         raise ValueError("blocks of more than 1 GiB, more than any scene needs")
 
 
+def _structure(file: Any) -> dict[str, str]:
+    """How GDAL says a TIFF is stored; of a damaged JPEG 2000 file it would look for ever."""
+    return file.tags(ns="IMAGE_STRUCTURE") if file.driver == "GTiff" else {}
+
+
 def _space(first: Any) -> str | None:
-    structure = first.tags(ns="IMAGE_STRUCTURE")
+    structure = _structure(first)
     known = structure.get("COMPRESSION") == "YCbCr JPEG"  # GDAL makes RGB of it, as it should
     return None if known else structure.get("SOURCE_COLOR_SPACE")
 

@@ -86,6 +86,30 @@ def test_orientation_is_found_in_every_kind_of_tiff(order, big):
         assert header_size(data) == (len(expected), len(expected[0]))
 
 
+def test_gdal_is_not_asked_how_a_jpeg_2000_file_is_stored(monkeypatch):
+    """Its answer walks through the file, and never ends for some damaged ones."""
+    buffer = io.BytesIO()
+    buffer.name = "a.jp2"
+    Image.fromarray(noise("jp2", 32, 32, 3)).save(buffer, "JPEG2000")
+    with open_raster(buffer.getvalue()) as file:
+        file.pages = [Unasked(file.pages[0])]
+        assert file.read([0, 1, 2]).depth == 8
+
+
+class Unasked:
+    """A dataset of rasterio that must not be asked for the tags of the whole file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def tags(self, *band, ns):
+        assert band
+        return self.file.tags(*band, ns=ns)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
 # ------------------------------------------------------------ pages
 
 
