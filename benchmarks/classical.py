@@ -20,12 +20,12 @@ from benchmarks.baselines import BASELINES
 from benchmarks.cells import Cell, Record, check_settings, read_json
 from benchmarks.methods import FLOATS, TITLES, TRAINED
 from datasets.base import PairedDataset
-from engine.cli import Compute
+from engine.cli import Compute, cache_folder
 from engine.files import atomic_file, write_json
 from engine.monitor import choose_R
 from engine.run import environment
 from myautoencoder.features import dataset_features
-from utils import collapse_warning, resolve_path, setup_device
+from utils import collapse_warning, setup_device, sha256_of
 
 IMAGE_SIZE = 224  # of the features, as autoencoder.py's
 
@@ -80,13 +80,17 @@ class Classical:
         if name == "float-both":
             flags += ["source2", "bands2", "range2"]
         return {**{flag: getattr(self.args, flag) for flag in flags}, "seed": self.seed,
-                "fingerprint": self.dataset.fingerprint}
+                "fingerprint": self.dataset.fingerprint, "content": self._content(name)}
+
+    def _content(self, name: str) -> str:
+        """Changes with the images that a method sees."""
+        sources = self.dataset.sources[:2 if name == "float-both" else 1]
+        cache_dir = cache_folder(self.args)
+        return sha256_of(*[source.stamp(cache_dir) for source in sources])[:16]
 
     def _features(self, both: bool) -> list[Tensor]:
         """Frozen features of source 1, or of both: float64 (N, d), rows as in the dataset."""
-        cache_dir = self.args.cache_dir
-        compute = Compute(torch.device(self.device),
-                          cache_dir=None if cache_dir == "none" else resolve_path(cache_dir))
+        compute = Compute(torch.device(self.device), cache_dir=cache_folder(self.args))
         dataset = self.dataset if both else replace(self.dataset, source2=None)
         settings = {"feature_backbone": self.args.backbone, "feature_weights": self.args.weights,
                     "image_size": IMAGE_SIZE, "amp": False}

@@ -115,7 +115,7 @@ def trained_cells(args: Namespace, folder: Path, dataset: PairedDataset, seed: i
         for bits in args.hash_bit if method.base is None else args.ablation_bit:
             first[start] = Cell(
                 start, f"autoencoder {slug}, seed {seed}",
-                partial(pretrain, args, start, seed, method.first, dataset.fingerprint))
+                partial(pretrain, args, start, seed, method.first, dataset))
             cell = folder / f"{slug}--{other}-{size}{bits}bit-{seed}"
             second.append(Cell(
                 cell, f"{method.title}, {bits} bits, seed {seed}",

@@ -23,7 +23,7 @@ from benchmarks import tables
 from data_loader import load_dataset
 from datasets.base import DataConfig, PairedDataset
 from engine.checkpoint import load_checkpoint
-from engine.cli import ArgumentParser, Compute, number, run
+from engine.cli import ArgumentParser, Compute, cache_folder, number, run
 from loss import cluster_centres, soft_assignment, target_distribution
 from myautoencoder.features import dataset_features, prepare_features
 from network import rebuild_autoencoder
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--data_dir", help="when the images lie elsewhere now")
     add("--cache_dir", default="cache", help="as for train.py")
     args = parser.parse_args(arguments)
-    cache_dir = None if args.cache_dir == "none" else resolve_path(args.cache_dir)
+    cache_dir = cache_folder(args)
     compute = Compute(setup_device("auto"), cache_dir=cache_dir)
     lines = [tables.heading("autoencoder", "clusters", "mAP of latents", "mAP of assignments",
                             "clusters a label: q", "p")]

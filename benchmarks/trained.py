@@ -17,11 +17,13 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.cells import Record, check_settings, damaged, read_json, warnings_in
-from datasets.base import OWN_IMAGES
+from datasets.base import OWN_IMAGES, PairedDataset
+from datasets.record import other_content
 from engine.checkpoint import load_checkpoint
+from engine.cli import cache_folder
 from myautoencoder import autoencoder
 from train import parse_arguments
-from utils import ROOT
+from utils import ROOT, InputError
 
 STAGE1 = "mrhash-autoencoder-1"  # the format of autoencoder.pth
 
@@ -75,7 +77,7 @@ def stop_scripts(number: int) -> None:
 
 
 def pretrain(args: Namespace, cell: Path, seed: int, flags: Iterable[object],
-             fingerprint: str) -> Record:
+             dataset: PairedDataset) -> Record:
     """autoencoder.py into `cell`, whose autoencoder.pth train_and_test then takes.
 
     Args:
@@ -83,7 +85,7 @@ def pretrain(args: Namespace, cell: Path, seed: int, flags: Iterable[object],
         cell: a folder.
         seed: as for autoencoder.py.
         flags: beside those of the table.
-        fingerprint: of the data, which a finished cell must have had.
+        dataset: the images, which a finished cell must have had.
     Raises:
         RuntimeError: the script failed.
         InputError: a finished cell has other settings, or is damaged.
@@ -100,7 +102,12 @@ def pretrain(args: Namespace, cell: Path, seed: int, flags: Iterable[object],
                 "--eval_frequency", 0, *flags]
     if (cell / "autoencoder.pth").exists():
         parsed = autoencoder.parse_arguments([str(word) for word in command])
-        check_settings(cell, {**settings_of(parsed), "fingerprint": fingerprint})
+        check_settings(cell, {**settings_of(parsed), "fingerprint": dataset.fingerprint})
+        record = load_checkpoint(cell / "autoencoder.pth", STAGE1).get("images")  # older: none
+        other = record and other_content(record, dataset, cache_folder(args))
+        if other:
+            raise InputError(f"{cell} was made when {other} had another content: choose another "
+                             "--output_dir")
     else:
         run_script(cell / "output.txt", args.jobs, "myautoencoder/autoencoder.py", *command)
     return {}

@@ -253,6 +253,11 @@ class Compute:
     cache_dir: Path | None = None
 
 
+def cache_folder(args: argparse.Namespace) -> Path | None:
+    """Where --cache_dir says that decoded images and features are kept; None: nowhere."""
+    return None if args.cache_dir == "none" else resolve_path(args.cache_dir)
+
+
 def setup(args: argparse.Namespace) -> Compute:
     """Seed all generators, take the device, and say how to compute.
 
@@ -262,5 +267,5 @@ def setup(args: argparse.Namespace) -> Compute:
     device = setup_device(args.device)
     if hasattr(args, "seed"):
         seed_everything(args.seed)
-    cache_dir = None if args.cache_dir == "none" else resolve_path(args.cache_dir)
-    return Compute(device, args.batch_size, args.workers, args.amp, args.compile, cache_dir)
+    return Compute(device, args.batch_size, args.workers, args.amp, args.compile,
+                   cache_folder(args))

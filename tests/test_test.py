@@ -176,8 +176,8 @@ def test_names_of_any_kind_reach_figures_and_screen_in_the_c_locale(codes, tmp_p
 def test_figures_without_labels_are_refused_before_the_work(model, tmp_path, capsys, monkeypatch):
     inherit = data_loader.inherit_dataset
 
-    def without_labels(*arguments):
-        dataset, config = inherit(*arguments)
+    def without_labels(*arguments, **options):
+        dataset, config = inherit(*arguments, **options)
         return replace(dataset, labels=None), config
 
     monkeypatch.setattr(data_loader, "inherit_dataset", without_labels)

@@ -41,7 +41,7 @@ def table(pairs, tmp_path, call_main, monkeypatch):
     made = {"pretrained": [], "cells": [], "unlucky": lambda name, bits, seed: False,
             "pair": ["--source2", pairs / "fine"]}
 
-    def pretrain(args, cell, seed, flags, fingerprint):
+    def pretrain(args, cell, seed, flags, dataset):
         made["pretrained"].append(cell.name)
         if made["unlucky"](cell.name, None, seed):
             raise RuntimeError("exit 2: no luck")

@@ -9,12 +9,14 @@ import sys
 import time
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks import compare
 from benchmarks import trained as cells
+from data_loader import DataConfig, load_dataset
 from myautoencoder import autoencoder
 from utils import InputError
 
@@ -39,9 +41,10 @@ FIRST = ["--image_size", 32, "--epoch", 6, "--batch_size", 16]
 SECOND = ["--multi_lr", 1, "--n_clusters", 4]
 
 
-def pretrain(args, folder, flags=FIRST, fingerprint=None):
-    config = json.loads((folder / "ae" / "config.json").read_text())
-    return cells.pretrain(args, folder / "ae", 13, flags, fingerprint or config["fingerprint"])
+def pretrain(args, folder, flags=FIRST, change=lambda dataset: dataset):
+    checkpoint = torch.load(folder / "ae" / "autoencoder.pth", weights_only=True)
+    dataset = load_dataset(DataConfig.of_checkpoint(checkpoint["data"]))
+    return cells.pretrain(args, folder / "ae", 13, flags, change(dataset))
 
 
 def train_and_test(args, folder, bits=12, seed=13, flags=SECOND):
@@ -90,12 +93,19 @@ def test_a_cell_of_another_preset_seed_or_split_is_not_read(cell):
             train_and_test(args, folder, bits, seed, [*SECOND, *more])
     with pytest.raises(InputError, match="neighbours 0, not 10"):
         pretrain(args, folder, [*FIRST, "--preset", "best"])
-    with pytest.raises(InputError, match=r"fingerprint .* not other"):
-        pretrain(args, folder, fingerprint="other")
+    with pytest.raises(InputError, match=r"was made with fingerprint "):
+        pretrain(args, folder, change=lambda found: replace(found, query=found.query[1:]))
     path = folder / "ae" / "autoencoder.pth"
     torch.save({**torch.load(path, weights_only=True), "fingerprint": "other"}, path)
     with pytest.raises(InputError, match=r"fingerprint .* not other"):
         train_and_test(args, folder)
+
+
+def test_a_cell_of_images_with_another_content_is_not_read(cell):
+    args, folder, _ = cell
+    args.cache_dir = "none"
+    with pytest.raises(InputError, match=r"when 42 of 42 images of source 1 .*choose another"):
+        pretrain(args, folder, change=lambda found: replace(found, source1=found.source2))
 
 
 def test_a_damaged_cell_is_named(cell):
