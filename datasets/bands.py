@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from datasets.colours import (
     WHICH_BANDS,
     Stretch,
     Unsuited,
+    alpha_between,
     as_rgb,
     numbers_of,
     render,
@@ -183,6 +185,8 @@ def open_view(container: Folder | Zip, files: Sequence[str] | Sequence[tuple[str
 
     for row in rows:
         _look_at(source_with(), row, numbers, pairs, number)
+        if bands is None and isinstance(files[row], str):
+            _reject_measured_alpha(source_with(), row, number)
     return source_with(pairs and drawn(pairs, numbers, len(files), f"--range{number}"))
 
 
@@ -213,3 +217,18 @@ def _look_at(source: ImageSource, row: int, numbers: Callable[[int], list[Number
     if len(pairs) not in (1, count):
         raise InputError(f"--range{number} has {len(pairs)} pairs, but {source.where(row)} shows "
                          f"{count} band{'s' if count > 1 else ''}: give one pair, or one for each")
+
+
+def _reject_measured_alpha(source: ImageFiles, row: int, number: int) -> None:
+    """Raise InputError where the band that is marked as alpha is none: a fourth channel, as a rule.
+
+    rasterio and GDAL mark the last of four 8-bit bands so, whatever is in it.
+    """
+    data = source.container.read_bytes(source.files[row])
+    between = 0.0
+    with contextlib.suppress(ValueError):  # a damaged file is named when it is decoded
+        between = alpha_between(data)
+    if between > 0.5:
+        raise InputError(f"{source.where(row)}: a band is marked as alpha, but {between:.0%} of it "
+                         "lies between its least and greatest value, as in what a sensor measures: "
+                         f"say which bands are to be seen, as in --bands{number} 1,2,3")

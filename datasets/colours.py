@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from datasets.rasters import EXTRA_SAMPLE, Band, Numbers, Raster, open_raster, tiff_tag
+from datasets.rasters import (
+    EXTRA_SAMPLE,
+    Band,
+    Numbers,
+    Raster,
+    driver_of,
+    open_raster,
+    tiff_tag,
+)
 
 SPACES = {"CMYK": "CMYK", "YCbCr": "YCbCr", "CIELAB": "LAB"}  # GDAL's name -> Pillow's
 MULTIPLIED = 1  # EXTRA_SAMPLE: the colours were multiplied by alpha
@@ -128,6 +136,21 @@ def numbers_of(raster: Raster, bands: str | None = None) -> Numbers:
     if any(raster.bands[band].colour == "palette" for band in chosen):
         raise Unsuited("the numbers of a colour table, which have no order", NO_RANGE)
     return raster.read(chosen)
+
+
+def alpha_between(data: bytes) -> float:
+    """The share of a file's alpha band that is between its least and its greatest value.
+
+    Alpha cuts out a shape, or lies over all; 0 for a file without.
+    """
+    if driver_of(data) is None:
+        return 0.0
+    with open_raster(data) as raster:
+        rows = [row for row, band in enumerate(raster.bands) if band.colour == "alpha"]
+        if not rows:
+            return 0.0
+        alpha = raster.read(rows[:1]).values
+    return float(((alpha > alpha.min()) & (alpha < alpha.max())).mean())
 
 
 def render(data: bytes, bands: str | None = None, stretch: Stretch | None = None) -> np.ndarray:
