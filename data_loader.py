@@ -273,7 +273,8 @@ def _compare(dataset: PairedDataset, config: DataConfig, checkpoint: dict[str, A
             warn(f"{other} have another content than when the checkpoint was made, under the same "
                  "names")
         return
-    changed = "" if record is None else changes(record, dataset)
+    changed = changes(record, dataset) if record is not None else (
+        "it is of an older version, which may have named them otherwise")
     flag = "source1" if config.source1 and "source1" in moved_places(config) else "data_dir"
     place = resolve_path(getattr(config, flag))
     lists = " and --split_dir" if dataset.listed else ""

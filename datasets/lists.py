@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets.base import DataConfig, Scenes
 from datasets.containers import IMAGE_SUFFIXES
-from datasets.names import scene_key
+from datasets.names import scene_keys
 from datasets.splits import limit_rows
 from utils import InputError, first_few
 
@@ -112,7 +112,7 @@ def _rows_of(paths: list[str], names: list[str], path: Path) -> np.ndarray:
     depths = sorted({name.count("/") + 1 for name in names}, reverse=True)
     keys = []
     for item in paths:
-        candidates = [scene_key(item, depth) for depth in depths]
+        candidates = [key for depth in depths for key in scene_keys(item, depth)]
         keys.append(next((key for key in candidates if key in lookup), candidates[0]))
     unknown = [key for key in keys if key not in lookup]
     if unknown:

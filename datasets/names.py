@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from datasets.containers import Folder, Zip
+from datasets.containers import IMAGE_SUFFIXES, Folder, Zip
 from utils import InputError, first_few
 
 # What folders that hold a published split are called, and which part of it that is.
@@ -26,6 +26,17 @@ def scene_key(path: str, depth: int = 0) -> str:
     # No more than an extension: of `a.jpg|0|1`, what follows the name must not be lost.
     parts = PurePosixPath(re.sub(r"(?<=[^/])\.\w+$", "", path)).parts
     return "/".join(parts[-depth:] if depth else parts)
+
+
+def scene_keys(text: str, depth: int = 0) -> list[str]:
+    """The scenes that a path in a list may mean, the likeliest first.
+
+    What stands behind the last dot may be an ending, or a part of a name that was written without.
+    """
+    text = text.strip()
+    without, whole = scene_key(text, depth), scene_key(f"{text}.png", depth)
+    is_image = PurePosixPath(text).suffix.lower() in IMAGE_SUFFIXES
+    return [without, whole] if is_image else [whole, without]
 
 
 def files_by_name(container: Folder | Zip, depth: int = 0) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from datasets.base import DataConfig
 from datasets.containers import IMAGE_SUFFIXES
-from datasets.names import common_names, scene_key
+from datasets.names import common_names, scene_keys
 from utils import InputError, first_few, resolve_path
 
 Side = tuple[Path, Mapping[str, str]]  # the folder, and name -> path without extension
@@ -55,7 +55,7 @@ def _keys(root: Path, names: Mapping[str, str], rule: str) -> dict[str, str]:
                          f"{first_few(lacking)}")
     keys: dict[str, str] = {}
     for name, match in found.items():
-        key = "_".join(group or "" for group in match.groups())
+        key = "\t".join(group or "" for group in match.groups())  # which no name holds
         if key in keys:
             raise InputError(f"--pair_by {rule} gives two images of {root} the name {key!r}: "
                              f"{keys[key]} and {name}")
@@ -71,8 +71,7 @@ def _by_table(views: Sequence[Side], table: Path) -> tuple[dict[str, str], list[
     lookups = [_lookup(names) for _, names in views]
     found = []
     for _, paths in rows:  # of one view the second path is not looked at
-        found.append([lookup.get(unicodedata.normalize("NFC", path)) or lookup.get(scene_key(path))
-                      for lookup, path in zip(lookups, paths, strict=False)])
+        found.append([_found(lookup, path) for lookup, path in zip(lookups, paths, strict=False)])
     if len(rows) > 1 and not any(found[0]) and not any(map(_is_path, rows[0][1])):
         del rows[0], found[0]  # the names of the columns
     for (line, paths), names in zip(rows, found, strict=True):
@@ -87,6 +86,10 @@ def _by_table(views: Sequence[Side], table: Path) -> tuple[dict[str, str], list[
             remarks.append(f"{left_out:,} of {len(names):,} images of {root} are not in "
                            f"{table.name} and are left out")
     return {names[0]: names[-1] for names in found}, remarks
+
+
+def _found(lookup: Mapping[str, str], path: str) -> str | None:
+    return next((lookup[key] for key in scene_keys(path) if key in lookup), None)
 
 
 def _is_path(text: str) -> bool:

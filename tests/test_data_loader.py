@@ -120,8 +120,8 @@ def test_folders_of_ones_own_may_be_moved_and_what_is_in_them_may_not(tmp_path, 
     assert dataset.source1.container.root == tmp_path / "new"
     assert moved.source1 == str(tmp_path / "new") and "source1" in moved_places(config)
     text = complaint(lambda: inherit_dataset(flags(source1=str(tmp_path / "other")), content),
-                     f"found in {tmp_path / 'other'} are not those of the checkpoint; name its own "
-                     "with --source1")
+                     f"found in {tmp_path / 'other'} are not those of the checkpoint: it is of "
+                     "an older version", "; name its own with --source1")
     assert "train again" not in text
     complaint(lambda: inherit_dataset(flags(data_name="EuroSAT"), content), "contradicts")
 

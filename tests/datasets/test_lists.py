@@ -98,6 +98,14 @@ def test_lists_find_images_at_different_depths(tmp_path):
     assert rows_named(pairs(tmp_path, split_dir=split), "train") == ["city/a", "land/wet/b"]
 
 
+def test_a_dot_in_a_name_that_is_listed_without_ending_is_no_ending(tmp_path):
+    tree(tmp_path / "one", hollow(["a/20", "a/20.5", "b/v1.1", "b/3", "c/4"]))
+    split = lists(tmp_path / "split", train=["a/20.5 1 0", "a/20.jpg 1 0", "b/v1.1 0 1"],
+                  test=["b/3 0 1"])
+    dataset = pairs(tmp_path, split_dir=split)
+    assert rows_named(dataset, "train") == ["a/20.5", "a/20", "b/v1.1"]
+
+
 # ------------------------------------------------------------ what is wrong is said in one line
 
 

@@ -163,6 +163,20 @@ def test_a_table_pairs_what_it_lists_and_the_rest_is_counted(sensors, separator,
         f"8 of 12 images of {sensors / folder}" for folder in ("one", "two")]
 
 
+def test_an_image_and_its_quicklook_are_told_apart_by_a_table(tmp_path):
+    for place in ("one", "two"):
+        tree(tmp_path / place, hollow([f"{name}{more}" for name in "abc" for more in ("", ".tif")]))
+    dataset = tabled(tmp_path, "a.tif,b.tif\nb.tif.jpg,c.jpg\nc.jpg,a.tif.jpg\n")
+    assert shown(dataset, 0) == ["a.jpg", "b.tif.jpg", "c.jpg"]
+    assert shown(dataset, 1) == ["b.jpg", "c.jpg", "a.tif.jpg"]
+
+
+def test_groups_of_a_rule_are_compared_one_by_one(tmp_path):
+    tree(tmp_path / "one", hollow(["a_b+c", "d+e"]))
+    tree(tmp_path / "two", hollow(["a+b_c", "d+e"]))
+    complaint(lambda: ruled(tmp_path, r"(.*)\+(.*)"), "1 images", "no partner")
+
+
 def test_quoted_paths_may_hold_the_separator(tmp_path):
     tree(tmp_path / "one", hollow(["a, b", "c", "d"]))
     tree(tmp_path / "two", hollow(["e", "f; g", "h"]))
