@@ -258,7 +258,13 @@ def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any],
         # A checkpoint from elsewhere must not decide where something is written.
         raise InputError(f"the scenes of the checkpoint are not in {folder}: say with --data_dir "
                          "where they are, or are to be drawn")
-    dataset = load_dataset(config if second else replace(config, source2="none"))
+    config_now = config if second else replace(config, source2="none")
+    for flag in sorted(moved_places(config)):
+        place = getattr(config_now, flag)
+        if place not in (None, "none") and not resolve_path(place).exists():
+            raise InputError(f"{resolve_path(place)} is not there, where the checkpoint was made "
+                             f"from: name its new place with --{flag}")
+    dataset = load_dataset(config_now)
     _compare(dataset, config, checkpoint, cache_dir)
     return dataset, config
 

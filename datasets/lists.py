@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +43,16 @@ def split_by_lists(scenes: Scenes, config: DataConfig, folder: Path
                          "and test.txt, a path and a one-hot label a line")
     parts: dict[str, np.ndarray] = {}
     given: dict[int, np.ndarray] = {}  # row -> label
+    columns: list[str] = []  # what headers call the columns of labels
     for part, file_name in SPLIT_FILES.items():
         path = folder / file_name
         if not path.is_file():
             continue
-        paths, listed = _read_list(path)
+        paths, listed, header = _read_list(path)
+        if header and header != (columns or header):
+            raise InputError(f"{path} has the columns {first_few(header)}, and another list of "
+                             f"{folder} has {first_few(columns)}: bring them into one order")
+        columns = header or columns
         parts[part] = _rows_of(paths, scenes.names, path)
         if listed is not None:
             _note_labels(given, parts[part], listed, scenes.names, path)
@@ -54,20 +60,26 @@ def split_by_lists(scenes: Scenes, config: DataConfig, folder: Path
         raise InputError(f"--split_dir {folder} has neither train.txt nor database.txt")
     parts.setdefault("train", parts.get("database"))
     parts.setdefault("database", parts["train"])
-    labels, class_names = _labels_of(given, parts, scenes, folder)
+    labels, class_names = _labels_of(given, parts, scenes, folder, columns)
     if config.max_per_class:
         parts = {part: limit_rows(rows, labels, config.max_per_class, config.split_seed)
                  for part, rows in parts.items()}
     return parts, labels, class_names
 
 
-def _read_list(path: Path) -> tuple[list[str], np.ndarray | None]:
-    """A list file: a path and a one-hot (or multi-hot) label a line, the label optional."""
+def _read_list(path: Path) -> tuple[list[str], np.ndarray | None, list[str]]:
+    """A list file: a path and a one-hot (or multi-hot) label a line, the label optional.
+
+    Returns:
+        the paths; uint8 (n, C), their labels, or None; what a header calls the C columns, or [].
+    """
     try:
         lines = path.read_bytes().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise InputError(f"{path} is no UTF-8 text: save it as UTF-8") from None
+    header: list[str] = []
     if _begins_with_header(lines):
+        _, header = _entry(lines[0])
         lines[0] = ""
     paths, rows = [], []
     for number, line in enumerate(lines, 1):
@@ -84,7 +96,11 @@ def _read_list(path: Path) -> tuple[list[str], np.ndarray | None]:
         rows.append([value == "1" for value in label])
     if not paths:
         raise InputError(f"{path} is empty: expected a path and a label a line")
-    return paths, np.array(rows, dtype=np.uint8) if rows[0] else None
+    if len(header) > 1 and len(header) != len(rows[0]):
+        raise InputError(f"{path} names {len(header)} columns of labels, but its lines have "
+                         f"{len(rows[0])}")
+    labels = np.array(rows, dtype=np.uint8) if rows[0] else None
+    return paths, labels, header if len(header) == len(rows[0]) else []
 
 
 def _entry(line: str) -> tuple[str, list[str]]:
@@ -135,8 +151,11 @@ def _note_labels(given: dict[int, np.ndarray], rows: np.ndarray, listed: np.ndar
 
 
 def _labels_of(given: dict[int, np.ndarray], parts: dict[str, np.ndarray], scenes: Scenes,
-               folder: Path) -> tuple[np.ndarray | None, list[str]]:
-    """Labels int64 (N,) when every row is one-hot, else uint8 (N, C); the names of the classes."""
+               folder: Path, columns: Sequence[str]) -> tuple[np.ndarray | None, list[str]]:
+    """Labels int64 (N,) when every row is one-hot, else uint8 (N, C); the names of the classes.
+
+    `columns` are those of a header, or none.
+    """
     if not given:
         return scenes.labels, scenes.class_names
     rows = np.unique(np.concatenate(list(parts.values())))
@@ -146,7 +165,7 @@ def _labels_of(given: dict[int, np.ndarray], parts: dict[str, np.ndarray], scene
                          "none")
     matrix = np.zeros((len(scenes.names), lengths.pop()), dtype=np.uint8)
     matrix[rows] = [given[row] for row in rows]
-    columns = [str(column) for column in range(matrix.shape[1])]
+    columns = list(columns) or [str(column) for column in range(matrix.shape[1])]
     if (matrix.sum(axis=1) > 1).any():
         return matrix, columns
     labels = matrix.argmax(axis=1).astype(np.int64)

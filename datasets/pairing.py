@@ -71,14 +71,16 @@ def _by_table(views: Sequence[Side], table: Path) -> tuple[dict[str, str], list[
     lookups = [_lookup(names) for _, names in views]
     found = []
     for _, paths in rows:  # of one view the second path is not looked at
-        found.append([_found(lookup, path) for lookup, path in zip(lookups, paths, strict=False)])
+        found.append([_found(lookup, path.removeprefix(f"{root}/")) for lookup, path, (root, _)
+                      in zip(lookups, paths, views, strict=False)])
     if len(rows) > 1 and not any(found[0]) and not any(map(_is_path, rows[0][1])):
         del rows[0], found[0]  # the names of the columns
     for (line, paths), names in zip(rows, found, strict=True):
         if None in names:
             lacking = names.index(None)
-            raise InputError(f"{table}, line {line}: {paths[lacking][:80]!r} is not in "
-                             f"{views[lacking][0]}; expected a path below it")
+            root, known = views[lacking]
+            raise InputError(f"{table}, line {line}: {paths[lacking][:80]!r} is not in {root}; "
+                             f"expected a path below it, such as {min(known.values())}")
     remarks = []
     for (root, names), column in zip(views, zip(*found, strict=True), strict=True):
         _reject_twice(table, rows, column)

@@ -104,7 +104,12 @@ class ImageFiles(ImageSource):
         return f"{self.container.root}: {self.files[index]}"
 
     def read(self, index: int) -> np.ndarray:
-        return self.decoder.read(self.container.read_bytes(self.files[index]))
+        pixels = self.decoder.read(self.container.read_bytes(self.files[index]))
+        announced = self.decoder.size
+        if isinstance(announced, tuple) and pixels.shape[:2] != announced:
+            raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels, expected "
+                             f"{announced[1]} x {announced[0]}, as the data set announces")
+        return pixels
 
     def size(self, index: int) -> tuple[int, int]:
         if isinstance(self.decoder.size, tuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -43,6 +44,16 @@ class ArgumentParser(argparse.ArgumentParser):
         options.setdefault("formatter_class", HelpFormatter)
         options.setdefault("allow_abbrev", False)
         super().__init__(**options)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse, but a value that begins with a minus, as in --range1 -25,0, is no flag."""
+        words: list[str] = []
+        for word in map(str, sys.argv[1:] if args is None else args):
+            if words and re.fullmatch("--[^=]+", words[-1]) and re.match(r"-\.?\d", word):
+                words[-1] += f"={word}"
+            else:
+                words.append(word)
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> None:
         # Of several ranks, which all have the same flags, one says it.
@@ -121,7 +132,9 @@ def run(main: Callable[[], None], resumable: bool = False, shared: bool = False)
             raise
         text = NO_MEMORY
     except KeyboardInterrupt as error:
-        more = "; the same command with --resume goes on from what was saved" if resumable else ""
+        instead = " in place of --overwrite" if "--overwrite" in sys.argv else ""
+        advice = f"; the same command with --resume{instead} goes on from what was saved"
+        more = advice if resumable else ""
         print(f"interrupted{more}", file=sys.stderr)
         return 128 + getattr(error, "number", signal.SIGINT)
     else:

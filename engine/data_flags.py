@@ -38,7 +38,7 @@ def add_data_flags(parser: argparse.ArgumentParser, names: Iterable[str], inheri
     if inherited:
         add_pairs_flag(group)
     else:
-        add_own_image_flags(group)
+        add_own_image_flags(parser.add_argument_group("images of your own (folder, pairs)"))
     return group
 
 

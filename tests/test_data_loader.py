@@ -84,7 +84,7 @@ def test_a_new_data_set_is_one_file_and_one_line(tmp_path, example):
     tree(tmp_path / "SEN12_radar", scenes(".tif", "", names, "TIFF"))
     dataset = load(tmp_path, data_name="Sen12")
     assert dataset.source_names == ("optical", "radar") and "256x256" in dataset.describe()
-    assert dataset.source2.channels == 1 and dataset.source2.size(0) == (256, 256)
+    assert dataset.source2.channels == 1 and dataset.source2.size(0) == (8, 8)
     for row, name in enumerate(dataset.names):
         assert np.array_equal(dataset.source1.read(row), noise(f"{name}.png", 8, 8, 3))
         assert np.array_equal(dataset.source2.read(row), noise(f"{name}.tif", 8, 8, 3)[..., :1])
@@ -169,7 +169,8 @@ def test_a_zip_of_the_images_is_as_good_as_their_folder(tmp_path, known, capsys)
 
 def test_where_it_is_not_needed_the_second_source_may_be_gone(tmp_path, known):
     (tmp_path / "two").rename(tmp_path / "moved")
-    complaint(lambda: inherit_dataset(flags(), known), f"{tmp_path / 'two'} does not exist")
+    complaint(lambda: inherit_dataset(flags(), known), f"{tmp_path / 'two'} is not there",
+              "name its new place with --source2")
     dataset, config = inherit_dataset(flags(), known, second=False)
     assert dataset.source2 is None and config.source2 == str(tmp_path / "two")
     assert dataset.fingerprint == known["fingerprint"]

@@ -163,6 +163,14 @@ def test_a_table_pairs_what_it_lists_and_the_rest_is_counted(sensors, separator,
         f"8 of 12 images of {sensors / folder}" for folder in ("one", "two")]
 
 
+def test_a_table_may_have_whole_paths(sensors):
+    text = "".join(f"{sensors}/one/{ours}.jpg,{sensors}/two/{theirs}.tif\n" for ours, theirs in (
+        ("a/S2_202000_0", "radar/S1_201931_0"), ("a/S2_202002_2", "radar/S1_201922_9"),
+        ("b/S2_202001_1", "radar/S1_201926_5"), ("b/S2_202003_3", "radar/S1_201925_6")))
+    assert shown(tabled(sensors, text), 1) == [
+        f"radar/S1_2019{name}.tif" for name in ("31_0", "22_9", "26_5", "25_6")]
+
+
 def test_an_image_and_its_quicklook_are_told_apart_by_a_table(tmp_path):
     for place in ("one", "two"):
         tree(tmp_path / place, hollow([f"{name}{more}" for name in "abc" for more in ("", ".tif")]))

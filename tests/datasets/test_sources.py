@@ -6,7 +6,9 @@ import numpy as np
 from PIL import Image
 
 from datasets.containers import Folder
+from datasets.pixels import decode_rgb
 from datasets.sources import Decoder, ImageFiles
+from datasets.store import ImageStore
 from image_helpers import SCENES, complaint, encoded, load, noise, pairs, scenes, stored, tree
 
 
@@ -89,6 +91,15 @@ def test_a_decoder_says_how_its_files_are_read_and_how_large_they_are(tmp_path):
         assert source.channels == 1 and source.size(0) == expected
         assert source.read(0).shape == (4, 5, 1) and source.read(0)[0, 0, 0] == size % 256
         assert source.stamp(None) != plain.stamp(None)
+
+
+def test_an_image_of_another_size_than_its_data_set_announces_is_not_squashed(tmp_path):
+    tree(tmp_path / "one", {"a.png": encoded(noise("a", 8, 8)), "b.png": encoded(noise("b", 4, 8))})
+    decoder = Decoder(decode_rgb, size=(8, 8))
+    source = ImageFiles(Folder(tmp_path / "one"), ["a.png", "b.png"], decoder)
+    assert source.read(0).shape == (8, 8, 3)
+    complaint(lambda: ImageStore.open(source, "x", 8, None), "1 of 2 images",
+              "b.png (8 x 4 pixels, expected 8 x 8")
 
 
 def test_a_subset_has_the_images_of_its_rows_and_another_stamp(tmp_path):

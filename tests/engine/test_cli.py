@@ -69,6 +69,16 @@ def test_a_bad_flag_is_one_line_that_says_where_help_is(capsys, flags, message):
     assert error.endswith(" (see some.py --help)\n")
 
 
+def test_a_value_may_begin_with_a_minus():
+    parser = ArgumentParser(prog="x")
+    parser.add_argument("--range1")
+    parser.add_argument("--low", type=float)
+    args = parser.parse_args(["--range1", "-25,0", "--low", "-.5"])
+    assert (args.range1, args.low) == ("-25,0", -0.5)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--range1", "--low", "1"])
+
+
 def test_help_shows_a_default_that_says_something():
     parser = ArgumentParser(prog="some.py")
     parser.add_argument("--one", default=3, help="a number")
@@ -148,6 +158,15 @@ def setup(*flags):
     parser = ArgumentParser(prog="some.py")
     cli.add_run_flags(parser, batch_size=64)
     return cli.setup(parser.parse_args(["--device", "cpu", *flags]))
+
+
+def test_the_way_to_go_on_is_not_to_overwrite(capsys, monkeypatch):
+    def stopped():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["train.py", "--overwrite"])
+    run(stopped, resumable=True)
+    assert "with --resume in place of --overwrite goes on" in capsys.readouterr().err
 
 
 def test_flags_become_a_description_of_how_to_compute():
