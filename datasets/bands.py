@@ -25,9 +25,10 @@ from datasets.colours import (
     to_uint8,
 )
 from datasets.containers import Folder, Zip
+from datasets.measured import Numbers, with_shared_nodata
 from datasets.pixels import grey_numbers, header_size
 from datasets.ranges import Limit, drawn, parse_range, written
-from datasets.rasters import Numbers, driver_of, open_raster
+from datasets.rasters import driver_of, open_raster
 from datasets.sources import RGB, Decoder, ImageFiles, ImageSource
 from utils import InputError, sha256_of
 
@@ -121,7 +122,7 @@ class BandFiles(ImageSource):
                 raise Unsuited(f"{name} has {len(numbers.values)} bands, expected one in each file "
                                "of a scene", "leave out --bands{number} or the files of more bands")
             found.append(numbers)
-        return found
+        return with_shared_nodata(found)
 
     def read(self, index: int) -> np.ndarray:
         numbers = self.numbers(index)

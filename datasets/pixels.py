@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from datasets.colours import render
-from datasets.rasters import Numbers, check_shape, driver_of, raster_size
+from datasets.measured import Numbers
+from datasets.rasters import check_shape, driver_of, raster_size
 
 # What Pillow may take a file for, whatever its name says: for some other kinds it starts a program
 # (PostScript). TIFF and JPEG 2000 are rasterio's.
@@ -89,7 +90,7 @@ def grey_numbers(data: bytes) -> Numbers | None:
     """The numbers of a grey image of Pillow's kinds, 8 or 16 bits; None: it has colours."""
     image = _upright(data)
     if image.mode in DEEP:
-        return Numbers(_deep_values(image)[None], depth=16)
+        return Numbers(_deep_values(image)[None])
     return Numbers(np.array(image)[None]) if image.mode == "L" else None
 
 

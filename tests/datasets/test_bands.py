@@ -223,6 +223,32 @@ def test_bands_of_several_resolutions_are_brought_to_the_largest(tmp_path):
         assert np.array_equal(source.read(0)[..., band], expected)
 
 
+def test_a_saturated_band_of_several_files_is_no_nodata(tmp_path):
+    numbers = ramp(np.uint8, high=200)
+    numbers[:, 1, 2:4] = 255
+    numbers[0, 2, 2] = 255  # a bright red
+    names = [("B04.tif", "B03.tif", "B02.tif")]
+    place = folder(tmp_path, {name: raster(numbers[row:row + 1], nodata=255)
+                              for row, name in enumerate(names[0])})
+    expected = numbers.copy()
+    expected[:, 1, 2:4] = 0
+    assert np.array_equal(open_view(place, names).read(0), seen(expected))
+    assert open_view(place, names, None, "0%,100%").value_range.startswith("0,255;0,200;")
+
+
+def test_nodata_is_shared_by_bands_of_several_resolutions(tmp_path):
+    fine, coarse = np.full((1, 4, 4), 9, np.uint8), np.full((1, 2, 2), 50, np.uint8)
+    coarse[0, :, 1] = fine[0, :2, 2:] = 255  # on the right the coarse band, above the fine one, too
+    names = [("B04.tif", "B08.tif", "B11.tif")]
+    place = folder(tmp_path, {name: raster(band, nodata=255) for name, band in
+                              zip(names[0], (fine, fine, coarse), strict=True)})
+    image = open_view(place, names).read(0)
+    assert image[..., 0].tolist() == [[9, 9, 0, 0]] * 2 + [[9, 9, 9, 9]] * 2
+    shown = Image.fromarray(np.array([[50, 0], [50, 255]], np.uint8))
+    shown = shown.resize((4, 4), Image.Resampling.BILINEAR)
+    assert np.array_equal(image[..., 2], np.asarray(shown))
+
+
 def test_the_stamp_of_scenes_follows_the_content_of_each_file(tmp_path):
     place, names, _ = band_files(tmp_path / "a")
     source = BandFiles(place, names)
