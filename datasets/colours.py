@@ -20,12 +20,18 @@ Stretch = Sequence[tuple[float, float]]  # for each band what becomes 0 and what
 class Unsuited(ValueError):
     """An image that becomes three 8-bit bands only when the user says how.
 
-    advice: what to say, with a place for the {number} of the source.
+    advice: what to say, with a place for the {number} of the source. number: of the source, where
+    the flags are for it; only then the advice is given.
     """
 
-    def __init__(self, found: str, advice: str) -> None:
+    def __init__(self, found: str, advice: str, number: int | None = None) -> None:
         super().__init__(found)
-        self.advice = advice
+        self.found, self.advice, self.number = found, advice, number
+
+    def __str__(self) -> str:
+        if self.number is None:
+            return self.found
+        return f"{self.found}: {self.advice.format(number=self.number)}"
 
 
 WHICH_BANDS = "choose one or three of them, as with --bands{number} 3,2,1 or --bands{number} 1,1,2"
