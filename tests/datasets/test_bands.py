@@ -9,7 +9,7 @@ from datasets.containers import Folder
 from datasets.sources import ImageFiles
 from datasets.store import unreadable
 from image_helpers import complaint, encoded, noise, tree
-from raster_helpers import ramp, raster, seen
+from raster_helpers import ramp, raster, saved, seen
 
 NAMES = ("B02", "B03", "B04", "B08")
 FOUR = ramp(np.uint16, bands=4, high=3000)
@@ -192,6 +192,17 @@ def test_a_16_bit_png_takes_a_range(tmp_path):
     place = folder(tmp_path, {"a.png": encoded(deep[0])})
     source = open_view(place, ["a.png"], None, "0,3000")
     assert np.array_equal(source.read(0), seen(stretched(deep, 0, 3000)))
+
+
+@pytest.mark.parametrize("kind", ["grey", "grey and alpha", "RGB", "RGBA", "palette"])
+def test_grey_takes_a_range_however_it_is_stored(tmp_path, kind):
+    grey = noise("grey", 4, 6, 1)
+    image = {"grey": grey[..., 0], "RGB": np.repeat(grey, 3, 2), "RGBA": np.repeat(grey, 4, 2),
+             "grey and alpha": np.repeat(grey, 2, 2)}.get(kind)
+    image = Image.fromarray(grey[..., 0]).convert("P") if image is None else Image.fromarray(image)
+    place = folder(tmp_path, {"a.png": saved(image, "PNG")})
+    source = open_view(place, ["a.png"], None, "10,100")
+    assert np.array_equal(source.read(0), seen(stretched(grey.transpose(2, 0, 1), 10, 100)))
 
 
 # ------------------------------------------------------------ one file a band
