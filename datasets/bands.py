@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -25,9 +25,10 @@ from datasets.colours import (
     to_uint8,
 )
 from datasets.containers import Folder, Zip
+from datasets.measured import Numbers, with_shared_nodata
 from datasets.pixels import grey_numbers, header_size
 from datasets.ranges import Limit, drawn, parse_range, written
-from datasets.rasters import Numbers, driver_of, open_raster
+from datasets.rasters import driver_of, open_raster
 from datasets.sources import RGB, Decoder, ImageFiles, ImageSource
 from utils import InputError, sha256_of
 
@@ -37,13 +38,22 @@ class View:
     """How the user's files become 8-bit images.
 
     bands: as `choose` takes them; None: all there are. stretch: None: 8 and 16 bits as they are.
+    number: of the source, for the flags in messages.
     """
 
     bands: str | None = None
     stretch: Stretch | None = None
+    number: int = 1
+
+    @property
+    def plain(self) -> bool:
+        return self.bands is None and self.stretch is None
 
     @property
     def key(self) -> str:
+        """Of images as they are that of RGB, with which they share cached pixels."""
+        if self.plain:
+            return RGB.read.__name__
         return f"bands {self.bands} stretch {self.stretch and written(self.stretch)}"
 
     def numbers(self, data: bytes) -> Numbers:
@@ -52,20 +62,33 @@ class View:
         Raises:
             Unsuited: no such bands, or not a kind of file that has bands.
         """
-        if driver_of(data):
-            with open_raster(data) as raster:
-                return numbers_of(raster, self.bands)
-        grey = grey_numbers(data) if self.bands is None else None
-        if grey is None:
-            raise Unsuited("--bands and --range are for TIFF and JPEG 2000 files and for grey "
-                           "images, which this is not", NO_RANGE)
-        return grey
+        with self._flags_named():
+            if driver_of(data):
+                with open_raster(data) as raster:
+                    return numbers_of(raster, self.bands)
+            grey = grey_numbers(data) if self.bands is None else None
+            if grey is None:
+                raise Unsuited("--bands and --range are for TIFF and JPEG 2000 files and for grey "
+                               "images, which this is not", NO_RANGE)
+            return grey
 
     def read(self, data: bytes) -> np.ndarray:
         """A file as uint8 (H, W, 3)."""
-        if driver_of(data):
-            return render(data, self.bands, self.stretch)
-        return as_rgb(to_uint8(self.numbers(data), self.stretch))
+        with self._flags_named():
+            if self.plain:
+                return RGB.read(data)
+            if driver_of(data):
+                return render(data, self.bands, self.stretch)
+            return as_rgb(to_uint8(self.numbers(data), self.stretch))
+
+    @contextlib.contextmanager
+    def _flags_named(self) -> Iterator[None]:
+        """Also a later image, of another kind than the first, says what it needs."""
+        try:
+            yield
+        except Unsuited as error:
+            error.number = self.number
+            raise
 
 
 # ---------------------------------------------------------------- one file a band
@@ -78,9 +101,10 @@ class BandFiles(ImageSource):
     """
 
     def __init__(self, container: Folder | Zip, scenes: Sequence[tuple[str, ...]],
-                 stretch: Stretch | None = None) -> None:
-        """scenes: names of the one or three files of each. stretch: as in View."""
+                 stretch: Stretch | None = None, number: int = 1) -> None:
+        """scenes: names of the one or three files of each. stretch, number: as in View."""
         self.container, self.scenes, self.stretch = container, list(scenes), stretch
+        self.number = number
         self.value_range = stretch and written(stretch)
 
     def __len__(self) -> int:
@@ -113,32 +137,51 @@ class BandFiles(ImageSource):
         """
         scene = self.scenes[index]
         if len(scene) not in (1, 3):
-            raise Unsuited(f"{len(scene)} files for the bands of a scene", WHICH_BANDS)
-        found = []
-        for name in scene:
-            numbers = View().numbers(self.container.read_bytes(name))
+            raise Unsuited(f"{len(scene)} files for the bands of a scene", WHICH_BANDS, self.number)
+        return with_shared_nodata([self._one_band(name) for name in scene])
+
+    def _one_band(self, name: str) -> Numbers:
+        with self._named(name):
+            numbers = View(number=self.number).numbers(self.container.read_bytes(name))
             if len(numbers.values) != 1:
-                raise Unsuited(f"{name} has {len(numbers.values)} bands, expected one in each file "
-                               "of a scene", "leave out --bands{number} or the files of more bands")
-            found.append(numbers)
-        return found
+                raise Unsuited(f"{len(numbers.values)} bands, expected one in each file of a scene",
+                               "leave out the files of more bands with --exclude")
+        return numbers
+
+    @contextlib.contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        """Of the files of a scene errors name the one that is to be replaced."""
+        try:
+            yield
+        except InputError:
+            raise
+        except Unsuited as error:
+            raise Unsuited(f"{name}: {error.found}", error.advice, self.number) from None
+        except Exception as error:  # Pillow, GDAL and zlib raise many kinds for a damaged file
+            raise ValueError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
 
     def read(self, index: int) -> np.ndarray:
-        numbers = self.numbers(index)
+        scene, numbers = self.scenes[index], self.numbers(index)
         pairs = [None] * len(numbers) if self.stretch is None else self.stretch
         if len(pairs) == 1:
             pairs = [*pairs] * len(numbers)
-        planes = [to_uint8(one, pair and [pair])[0]
-                  for one, pair in zip(numbers, pairs, strict=True)]
+        planes = []
+        for name, one, pair in zip(scene, numbers, pairs, strict=True):
+            with self._named(name):
+                planes.append(to_uint8(one, pair and [pair])[0])
         height, width = max((plane.shape for plane in planes), key=math.prod)
         return as_rgb(np.stack([_enlarged(plane, height, width) for plane in planes]))
 
     def size(self, index: int) -> tuple[int, int]:
-        sizes = [header_size(self.container.read_bytes(name)) for name in self.scenes[index]]
+        sizes = []
+        for name in self.scenes[index]:
+            with self._named(name):
+                sizes.append(header_size(self.container.read_bytes(name)))
         return max(sizes, key=math.prod)
 
     def subset(self, rows: np.ndarray) -> BandFiles:
-        return BandFiles(self.container, [self.scenes[row] for row in rows], self.stretch)
+        return BandFiles(self.container, [self.scenes[row] for row in rows], self.stretch,
+                         self.number)
 
 
 def _enlarged(plane: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -173,15 +216,15 @@ def open_view(container: Folder | Zip, files: Sequence[str] | Sequence[tuple[str
         raise InputError(f"--bands{number} {bands}: expected one band, or three with commas "
                          "between them, by number (from 1) or description")
     if files and not isinstance(files[0], str):
-        source_with = partial(BandFiles, container, files)
+        source_with = partial(BandFiles, container, files, number=number)
         numbers, rows = source_with().numbers, [0]
     else:
-        source_with = partial(_image_files, container, files, bands)
+        source_with = partial(_image_files, container, files, bands, number)
         rows = list({PurePosixPath(name).suffix: row  # the first of each kind
                      for row, name in reversed(list(enumerate(files)))}.values())
 
         def numbers(row: int) -> list[Numbers]:
-            return [View(bands).numbers(container.read_bytes(files[row]))]
+            return [View(bands, number=number).numbers(container.read_bytes(files[row]))]
 
     for row in rows:
         _look_at(source_with(), row, numbers, pairs, number)
@@ -190,11 +233,10 @@ def open_view(container: Folder | Zip, files: Sequence[str] | Sequence[tuple[str
     return source_with(pairs and drawn(pairs, numbers, len(files), f"--range{number}"))
 
 
-def _image_files(container: Folder | Zip, files: Sequence[str], bands: str | None,
+def _image_files(container: Folder | Zip, files: Sequence[str], bands: str | None, number: int,
                  stretch: Stretch | None = None) -> ImageFiles:
-    view = View(bands, stretch)
-    decoder = RGB if view == View() else Decoder(view.read, key=view.key)
-    source = ImageFiles(container, files, decoder)
+    view = View(bands, stretch, number)
+    source = ImageFiles(container, files, Decoder(view.read, key=view.key))
     source.value_range = stretch and written(stretch)
     return source
 
@@ -208,8 +250,7 @@ def _look_at(source: ImageSource, row: int, numbers: Callable[[int], list[Number
             return
         count = sum(len(one.values) for one in numbers(row))
     except Unsuited as error:
-        raise InputError(f"{source.where(row)}: {error}: {error.advice.format(number=number)}"
-                         ) from None
+        raise InputError(f"{source.where(row)}: {error}") from None
     except InputError:
         raise
     except Exception:  # it is named with all others that are damaged when they are decoded

@@ -7,17 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from datasets.rasters import (
-    EXTRA_SAMPLE,
-    Band,
-    Numbers,
-    Raster,
-    driver_of,
-    open_raster,
-    tiff_tag,
-)
+from datasets.measured import Band, Numbers
+from datasets.rasters import EXTRA_SAMPLE, Raster, driver_of, open_raster, tiff_tag
 
 SPACES = {"CMYK": "CMYK", "YCbCr": "YCbCr", "CIELAB": "LAB"}  # GDAL's name -> Pillow's
+# What three bands may be described as; they are shown in this order, whichever they lie in.
+COLOURS = (("red", "green", "blue"), ("r", "g", "b"), ("b04", "b03", "b02"), ("b4", "b3", "b2"))
 MULTIPLIED = 1  # EXTRA_SAMPLE: the colours were multiplied by alpha
 Stretch = Sequence[tuple[float, float]]  # for each band what becomes 0 and what becomes 255
 
@@ -25,12 +20,18 @@ Stretch = Sequence[tuple[float, float]]  # for each band what becomes 0 and what
 class Unsuited(ValueError):
     """An image that becomes three 8-bit bands only when the user says how.
 
-    advice: what to say, with a place for the {number} of the source.
+    advice: what to say, with a place for the {number} of the source. number: of the source, where
+    the flags are for it; only then the advice is given.
     """
 
-    def __init__(self, found: str, advice: str) -> None:
+    def __init__(self, found: str, advice: str, number: int | None = None) -> None:
         super().__init__(found)
-        self.advice = advice
+        self.found, self.advice, self.number = found, advice, number
+
+    def __str__(self) -> str:
+        if self.number is None:
+            return self.found
+        return f"{self.found}: {self.advice.format(number=self.number)}"
 
 
 WHICH_BANDS = "choose one or three of them, as with --bands{number} 3,2,1 or --bands{number} 1,1,2"
@@ -63,7 +64,8 @@ def choose(bands: Sequence[Band], words: str | None = None) -> list[int]:
 
     Args:
         bands: those of a file.
-        words: numbers from 1 or descriptions, with commas; None takes all there are but alpha.
+        words: numbers from 1 or descriptions, with commas; None takes all there are but alpha, in
+            the order of `COLOURS` where they are described so.
     Raises:
         Unsuited: bands that are not there, or more than three of which none was chosen.
     """
@@ -72,6 +74,14 @@ def choose(bands: Sequence[Band], words: str | None = None) -> list[int]:
     shown = [row for row, band in enumerate(bands) if band.colour != "alpha"]
     if len(shown) not in (1, 3):
         raise Unsuited(f"{listed(bands)}; expected one or three beside alpha", WHICH_BANDS)
+    return _in_order_of_colours(bands, shown) if len(shown) == 3 else shown
+
+
+def _in_order_of_colours(bands: Sequence[Band], shown: list[int]) -> list[int]:
+    for words in ([bands[row].name.lower() for row in shown], [bands[row].colour for row in shown]):
+        for colours in COLOURS:
+            if sorted(words) == sorted(colours):
+                return [shown[words.index(colour)] for colour in colours]
     return shown
 
 
@@ -94,16 +104,14 @@ def to_uint8(numbers: Numbers, stretch: Stretch | None = None) -> np.ndarray:
         pixels = values if depth == 8 else np.rint(
             np.minimum(values * (255 / (2**depth - 1)), 255)).astype(np.uint8)
     elif values.dtype == np.uint16:
-        pixels = np.minimum(values >> max(depth - 8, 0), 255).astype(np.uint8)
+        pixels = (values >> 8).astype(np.uint8)
     else:
         raise Unsuited(f"{values.dtype} pixels{_limits(numbers)}, expected unsigned 8 or 16 bits",
                        WHICH_RANGE)
     if numbers.inverted:
         pixels = 255 - pixels
     if valid is not None:
-        # An 8-bit nodata value is an ordinary value, too: it counts where all bands have it.
-        known = valid.any(axis=0) if values.dtype == np.uint8 else valid
-        pixels = np.where(known, pixels, np.uint8(0))
+        pixels = np.where(valid, pixels, np.uint8(0))
     return pixels
 
 

@@ -26,20 +26,24 @@ def decode_swir(data: bytes) -> np.ndarray:
     """A 13-band GeoTIFF as false colour B12, B8A, B04; uint8 (H, W, 3).
 
     One fixed linear stretch for all images, so that brightness stays comparable between them.
-    Digital numbers, or reflectance where no number is above 10; nodata is black.
+    Digital numbers, or reflectance where no number of the 13 bands is above 10; nodata is black.
     """
     with open_raster(data) as raster:
         if len(raster.bands) != len(BANDS):
             raise ValueError(f"{len(raster.bands)} bands, expected {len(BANDS)}")
-        numbers = raster.read([BANDS.index(band) for band in SWIR_BANDS])
+        shown = [BANDS.index(band) for band in SWIR_BANDS]
+        # Dark water may well have no digital number above 10 in the three that are shown.
+        real = raster.bands[0].dtype.startswith("float")
+        numbers = raster.read(range(len(BANDS)) if real else shown)
     values = numbers.values
     if values.dtype.name not in ("uint16", "int16", "float32", "float64"):
         raise ValueError(f"{values.dtype} pixels, expected digital numbers (uint16, int16) or "
                          "reflectance (float)")
     if numbers.valid is not None:
         values = np.where(numbers.valid, values, 0)
-    if values.dtype.kind == "f" and values.max() <= MOST_REFLECTANCE:
-        values = values * REFLECTANCE
+    if real:
+        reflectance = values.max() <= MOST_REFLECTANCE
+        values = values[shown] * (REFLECTANCE if reflectance else 1)
     scaled = np.clip(values.astype(np.float32) * (255 / SWIR_WHITE), 0, 255)
     return np.ascontiguousarray(np.rint(scaled).astype(np.uint8).transpose(1, 2, 0))
 

@@ -69,7 +69,7 @@ def _view_of(root: Path, config: DataConfig, number: int) -> View:
     container = open_container(root, config.include, config.exclude)
     if not config.include and not config.exclude:  # which may well empty a folder
         reject_empty_classes(container)
-    scenes, alone = band_files(root, container.files), False
+    scenes, alone = band_files(container), False
     if scenes:
         files = choose_bands(root, scenes, (config.bands1, config.bands2)[number - 1], number)
         alone, renamed = alone_in_folders(scenes), called_after_folders(scenes)

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from datasets.colours import render
-from datasets.rasters import Numbers, check_shape, driver_of, raster_size
+from datasets.measured import Numbers
+from datasets.rasters import check_shape, driver_of, open_raster, raster_size
 
 # What Pillow may take a file for, whatever its name says: for some other kinds it starts a program
 # (PostScript). TIFF and JPEG 2000 are rasterio's.
@@ -86,11 +87,24 @@ def decode_rgb(data: bytes) -> np.ndarray:
 
 
 def grey_numbers(data: bytes) -> Numbers | None:
-    """The numbers of a grey image of Pillow's kinds, 8 or 16 bits; None: it has colours."""
+    """The numbers of a grey image of Pillow's kinds, 8 or 16 bits; None: it has colours.
+
+    Grey may well be stored as red, green and blue of equal numbers.
+    """
     image = _upright(data)
     if image.mode in DEEP:
-        return Numbers(_deep_values(image)[None], depth=16)
-    return Numbers(np.array(image)[None]) if image.mode == "L" else None
+        return Numbers(_deep_values(image)[None])
+    colours = np.array(image.convert("RGB")).transpose(2, 0, 1)
+    return Numbers(colours[:1]) if (colours == colours[0]).all() else None
+
+
+def band_count(data: bytes) -> int:
+    """How many bands an image file has, beside alpha: of a palette, and of Pillow's, 1 or 3."""
+    if driver_of(data):
+        with open_raster(data) as raster:
+            colours = [band.colour for band in raster.bands if band.colour != "alpha"]
+            return 3 if colours == ["palette"] else len(colours)
+    return 3 if grey_numbers(data) is None else 1
 
 
 def header_size(data: bytes) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datasets.colours import Stretch
-from datasets.rasters import Numbers
+from datasets.measured import Numbers
 from utils import InputError, progress
 
 SAMPLE_IMAGES = 200  # evenly spaced ones, of which percentages are drawn

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import re
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from datasets.measured import Band, Numbers, with_shared_nodata
 from utils import InputError
 
 # What no scene needs, and a file made to fill the memory claims.
@@ -91,33 +92,13 @@ def turned(planes: np.ndarray, orientation: int) -> np.ndarray:
 # ---------------------------------------------------------------- bands and their numbers
 
 
-@dataclass(frozen=True)
-class Band:
-    """One band of a file.
-
-    page: from 0. index: within its page, from 1. colour: what the file says it is for (gray, red,
-    palette, alpha, undefined ..). name: its description, or empty. dtype: numpy's name of it.
-    """
-
-    page: int
-    index: int
-    colour: str
-    name: str
-    dtype: str
+# What alpha may be described as; what is described otherwise is a measurement. For GDAL the last of
+# four 8-bit bands is alpha, whatever it holds.
+ALPHA = re.compile(r"(band[ _]?\d+)?|.*(alpha|mask).*", re.IGNORECASE)
 
 
-@dataclass
-class Numbers:
-    """What is stored in the chosen bands of an image.
-
-    values: (bands, H, W). valid: bool of the same shape, False for nodata, NaN and infinities; None
-    where all are valid. depth: bits that are used of unsigned integers. inverted: 0 is white.
-    """
-
-    values: np.ndarray
-    valid: np.ndarray | None = None
-    depth: int = 8
-    inverted: bool = False
+def _colour(colour: str, description: str) -> str:
+    return "undefined" if colour == "alpha" and not ALPHA.fullmatch(description) else colour
 
 
 class Raster:
@@ -137,10 +118,11 @@ class Raster:
     def add(self, file: Any) -> None:
         """One more page, asked at once for its colours: later they may come with GDAL's complaint
         about something else."""
-        self.bands += [Band(len(self.pages), index, colour.name, (name or "").strip(), dtype)
-                       for index, colour, name, dtype in zip(file.indexes, file.colorinterp,
-                                                             file.descriptions, file.dtypes,
-                                                             strict=True)]
+        for index, colour, name, dtype in zip(file.indexes, file.colorinterp, file.descriptions,
+                                              file.dtypes, strict=True):
+            name = (name or "").strip()
+            band = Band(len(self.pages), index, _colour(colour.name, name), name, dtype)
+            self.bands.append(band)
         self.pages.append(file)
 
     @property
@@ -156,7 +138,7 @@ class Raster:
         return _structure(file) | file.tags(chosen.index, ns="IMAGE_STRUCTURE")
 
     def read(self, chosen: Sequence[int]) -> Numbers:
-        """The numbers of the `chosen` bands, from 0, upright.
+        """The numbers of the `chosen` bands, from 0, upright; of one image, as to their nodata.
 
         Raises:
             ValueError: bands that cannot be put side by side, or a damaged file.
@@ -180,11 +162,13 @@ class Raster:
             known = turned(np.stack([valid.get(band, everywhere) for band in bands]),
                            self.orientation)
         structure = self.structure(chosen[0])
-        depth = int(structure.get("NBITS", 8 * numbers.itemsize))
+        # Above 8 bits it is how some files of an archive are packed, not how bright they are.
+        depth = min(int(structure.get("NBITS", 8)), 8)
         # Of several bands, whatever the tag says, each is a measurement.
         grey = len([band for band in self.bands if band.colour != "alpha"]) == 1
-        return Numbers(turned(numbers, self.orientation), known, depth,
-                       grey and structure.get("MINISWHITE") == "YES")
+        inverted = grey and structure.get("MINISWHITE") == "YES"
+        found = Numbers(turned(numbers, self.orientation), known, depth, inverted)
+        return with_shared_nodata([found])[0]
 
     def colour_table(self) -> np.ndarray:
         """Red, green and blue of each number in a palette image: uint8 (numbers, 3)."""

@@ -23,6 +23,7 @@ AHEAD = 64  # images decoded before they are asked for
 # Images are dark where half of them have hardly a pixel brighter than DARK of 255; SAMPLE of them
 # are looked at.
 DARK, SAMPLE = 40, 500
+MOST_REASON = 400  # characters of why an image cannot be read
 
 
 class ImageStore:
@@ -73,7 +74,8 @@ class ImageStore:
         shape = (len(source), source.channels, *decoding.largest)
         store = ImageStore(_made(path, shape, np.uint8, decoding.images_from), sizes, side, key)
         kept = _brightness_file(source, label, cache_dir)
-        warn_if_dark(_made(kept, (len(store.sample()),), np.uint8, store.brightness_from), label)
+        warn_if_dark(_made(kept, (len(store.sample()),), np.uint8, store.brightness_from), label,
+                     source.value_range)
         return store
 
     def sample(self) -> np.ndarray:
@@ -100,22 +102,26 @@ def repeat_warning(source: ImageSource, label: str, cache_dir: Path) -> None:
     """Warn again of dark images whose features alone are used; an earlier run looked at them."""
     path = _brightness_file(source, label, cache_dir)
     if path.exists():
-        warn_if_dark(open_cached(path, min(len(source), SAMPLE)), label)
+        warn_if_dark(open_cached(path, min(len(source), SAMPLE)), label, source.value_range)
 
 
-def warn_if_dark(brightness: np.ndarray, label: str) -> None:
+def warn_if_dark(brightness: np.ndarray, label: str, value_range: str | None) -> None:
     """A warning where the median of the images' 99th percentiles is low.
 
     Args:
         brightness: uint8 (n,).
         label: what the warning calls the images.
+        value_range: what became black and white, where the user said so.
     """
     half = int(np.percentile(brightness, 50, method="lower"))
     if half < DARK:
+        advice = (f"the range {value_range} leaves them so, which a lower upper end changes"
+                  if value_range else
+                  "if they are 16-bit images of a sensor, whose digital numbers fill a part of the "
+                  "range, stretch all of them alike, for folder and pairs by --range1 2%,98% or "
+                  "--range2 2%,98%")
         warn_once(f"of {len(brightness):,} images of {label} that were looked at, at least half "
-                  f"have almost no pixel (1 %) brighter than {half} of 255: if they are 16-bit "
-                  "images of a sensor, whose digital numbers fill a part of the range, stretch all "
-                  "of them alike, for folder and pairs by --range1 2%,98% or --range2 2%,98%")
+                  f"have almost no pixel (1 %) brighter than {half} of 255: {advice}")
 
 
 def _made(path: Path | None, shape: tuple[int, ...], dtype: type,
@@ -231,7 +237,7 @@ def unreadable(source: ImageSource, label: str, workers: int = 4) -> dict[int, s
             raise
         except Exception as error:
             text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            return " ".join(text.split())[:200] or type(error).__name__
+            return " ".join(text.split())[:MOST_REASON] or type(error).__name__
         return None
 
     rows = range(len(source))

@@ -5,8 +5,10 @@ import pytest
 
 from datasets import folders
 from datasets.bandfiles import band_files
+from datasets.containers import open_container
 from datasets.sources import ImageFiles
-from image_helpers import complaint, hollow, lists, load, pairs, tree
+from image_helpers import complaint, encoded, hollow, lists, load, noise, pairs, tree
+from raster_helpers import ramp, raster
 
 PATCHES = [f"S2A_MSIL2A_2017_{number}_{number + 40}" for number in range(24)]
 BANDS = ("B02", "B03", "B04", "B8A")
@@ -26,6 +28,10 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(folders, "open_view", open_view)
     return calls
+
+
+def container(root, names, data=b"x", **chosen):
+    return open_container(tree(root, dict.fromkeys(names, data)), **chosen)
 
 
 def bigearthnet(root, patches=PATCHES, bands=BANDS, form="{patch}/{patch}_{band}"):
@@ -117,12 +123,70 @@ def test_other_images_beside_them_are_an_error_until_they_are_left_out(tmp_path)
 
 
 @pytest.mark.parametrize("files", [
-    ["a_B01.tif", "b_B02.tif"], ["a_B01.jpg", "a_B02.jpg"], ["aB01.tif", "aB02.tif"],
-    ["a_B123.tif", "a_B124.tif"], ["a_1.tif", "a_2.tif"], ["a.tif"]])
+    ["a_B01.tif", "b_B02.tif"], ["aB01.tif", "aB02.tif"], ["a_B123.tif", "a_B124.tif"],
+    ["a_1.tif", "a_2.tif"], ["a.tif"], ["roof_red.png", "roof_blue.png", "tree.png"],
+    ["red/1.png", "blue/2.png"], ["B1/1.png", "C1/2.png"], ["B1/1.png", "B2/2.png", "C/3.png"],
+    ["house_red/1.png", "house_pan/2.png"]])
 def test_what_only_looks_like_bands_is_none(tmp_path, files):
-    assert band_files(tmp_path, files) == {}
+    assert band_files(container(tmp_path, files)) == {}
 
 
-def test_a_band_twice_is_an_error(tmp_path):
-    complaint(lambda: band_files(tmp_path, ["a_B01.tif", "a_B01.jp2", "a_B02.tif"]),
-              "a_B01.tif and a_B01.jp2")
+@pytest.mark.parametrize("last", ["jp2", "tif"])
+def test_a_band_twice_is_an_error(tmp_path, last):
+    twice = f"a_B01_20m.{last}"
+    complaint(lambda: band_files(container(tmp_path, ["a_B01_10m.tif", twice, "a_B02.tif"])),
+              "a_B01_10m.tif and " + twice, "--exclude")
+
+
+@pytest.mark.parametrize("form", [
+    "{}_B02_10m.tif {}_B03_20m.tif", "{}_B02.png {}_B03.png", "{}/{}.B02.JPG {}/{}.B03.jpeg",
+    "{}_red.png {}_nir.png", "{}/red.tif {}/green.tif", "{}-SWIR1.tif {}-B04.tif",
+    "x/{}_pan.tif x/{}_Blue.tif"])
+@pytest.mark.parametrize("grey", [
+    b"x", encoded(noise("a", 4, 6)), raster(ramp("uint16", 1)),
+    encoded(np.repeat(noise("a", 4, 6, 1), 3, axis=2)), encoded(noise("a", 4, 6, 2))],
+    ids=["damaged", "grey", "16 bits", "grey as RGB", "grey and alpha"])
+def test_bands_are_told_with_resolutions_words_and_any_ending(tmp_path, form, grey):
+    names = [name.replace("{}", scene) for scene in ("p1", "p2") for name in form.split()]
+    found = band_files(container(tmp_path, names, grey))
+    assert sorted(scene[-2:] for scene in found) == ["p1", "p2"]
+    assert [sorted(bands.values()) for bands in found.values()] == [sorted(names[:2]),
+                                                                    sorted(names[2:])]
+
+
+@pytest.mark.parametrize("colours", [
+    encoded(noise("a", 4, 6, 3)), encoded(noise("a", 4, 6, 3), "JPEG"), raster(ramp("uint8")),
+    raster(ramp("uint16", 4))], ids=["PNG", "JPEG", "TIFF", "four"])
+def test_tiles_of_several_bands_are_no_bands_whatever_they_are_called(tmp_path, colours):
+    for files in (["area1_B1.tif", "area1_B2.tif", "area2_B1.tif", "c.tif"],
+                  ["roof_red.png", "roof_blue.png"], ["B1/1.png", "B2/1.png"],
+                  ["red/1.png", "blue/1.png"]):
+        assert band_files(container(tmp_path / files[0], files, colours)) == {}
+    # The first one may well be blank.
+    blank = tree(tmp_path / "blank", {"a_B1.tif": encoded(np.zeros((4, 6, 3), np.uint8)),
+                                      "a_B2.tif": colours})
+    assert band_files(open_container(blank)) == {}
+
+
+@pytest.mark.parametrize("files", [
+    ["B02/p1.tif", "B03/p1.tif"], ["B02/p1_B02.tif", "B03/p1_B03.tif"], ["VV/1.tif", "VH/2.tif"],
+    ["x/red/1.png", "x/nir/1.png"], ["B02/1.png", "B03/1.png", "rgb/1.png"],
+    ["train_red/red_patch_1.TIF", "train_nir/nir_patch_1.TIF"], ["B02/farm/1.tif", "B03/sea/1.tif"],
+    ["B02_10m/p1.tif", "B03_10m/p1.tif"]])
+def test_folders_that_are_called_after_bands_are_no_classes(tmp_path, files):
+    folder = min(part for file in files for part in file.split("/")
+                 if part not in ("x", "rgb", "farm", "sea") and "." not in part)
+    complaint(lambda: band_files(container(tmp_path, files)), "called after bands", folder,
+              f"--include '*{folder}/*'")
+    one = container(tmp_path, [], include=[f"*{folder}/*"])
+    assert len(one.files) == 1 and band_files(one) == {}
+
+
+def test_a_number_stands_for_its_band(tmp_path, asked):
+    bigearthnet(tmp_path / "one")
+    pairs(tmp_path, bands1="4,3,B02")
+    assert [name[-7:-4] for name in asked[0][0][0]] == ["B04", "B03", "B02"]
+    bigearthnet(tmp_path / "two", bands=("B2", "B4"))
+    load(tmp_path, data_name="folder", source1=str(tmp_path / "two"), bands1="4,4,2")
+    assert [name[-6:-4] for name in asked[1][0][0]] == ["B4", "B4", "B2"]
+    complaint(lambda: pairs(tmp_path, bands1="1,2,3"), "no files of 1, but of B02")

@@ -6,9 +6,10 @@ from PIL import Image
 
 from datasets.bands import BandFiles, open_view
 from datasets.containers import Folder
-from datasets.sources import RGB
+from datasets.sources import ImageFiles
+from datasets.store import unreadable
 from image_helpers import complaint, encoded, noise, tree
-from raster_helpers import ramp, raster, seen
+from raster_helpers import ramp, raster, saved, seen
 
 NAMES = ("B02", "B03", "B04", "B08")
 FOUR = ramp(np.uint16, bands=4, high=3000)
@@ -77,7 +78,7 @@ def test_the_key_of_a_view_tells_bands_and_ranges_apart(tmp_path):
     assert len({source.stamp if isinstance(source.stamp, str) else source.stamp(None)
                 for source in sources}) == len(asked)
     plain = folder(tmp_path / "b", {"a.png": encoded(noise("a", 4, 6, 3))})
-    assert open_view(plain, ["a.png"]).decoder is RGB
+    assert open_view(plain, ["a.png"]).stamp(None) == ImageFiles(plain, ["a.png"]).stamp(None)
 
 
 # ------------------------------------------------------------ which range
@@ -159,6 +160,23 @@ def test_a_damaged_file_is_left_to_the_decoding_which_names_it(tmp_path):
               "--range1", "no image could be read")
 
 
+def test_a_later_file_of_other_bands_names_the_flag_that_helps(tmp_path):
+    for number, files in ((1, {"0.tif": raster(FOUR[:3]), "1.tif": raster(FOUR, names=NAMES)}),
+                          (2, {"0.png": encoded(noise("0", 4, 6, 3)), "1.tif": raster(FOUR)})):
+        place = folder(tmp_path / str(number), files)
+        if number == 1:
+            source = open_view(place, sorted(files), None, None, number)
+            (reason,) = unreadable(source, "test", 1).values()
+            assert "1.tif (4 bands: 1 B02 (uint16)" in reason and "--bands1 3,2,1" in reason
+        else:
+            complaint(lambda place=place, files=files: open_view(place, sorted(files), number=2),
+                      "1.tif", "--bands2 3,2,1")
+    # Flags that a data set does not take are no advice.
+    plain = ImageFiles(place, ["1.tif"])
+    (reason,) = unreadable(plain, "test", 1).values()
+    assert "4 bands" in reason and "--bands" not in reason
+
+
 def test_palettes_and_files_without_bands_say_that_the_flags_are_not_for_them(tmp_path):
     photo = folder(tmp_path / "a", {"a.jpg": encoded(noise("a", 4, 6, 3), "JPEG")})
     for flags in (("1", None), (None, "0,9")):
@@ -174,6 +192,17 @@ def test_a_16_bit_png_takes_a_range(tmp_path):
     place = folder(tmp_path, {"a.png": encoded(deep[0])})
     source = open_view(place, ["a.png"], None, "0,3000")
     assert np.array_equal(source.read(0), seen(stretched(deep, 0, 3000)))
+
+
+@pytest.mark.parametrize("kind", ["grey", "grey and alpha", "RGB", "RGBA", "palette"])
+def test_grey_takes_a_range_however_it_is_stored(tmp_path, kind):
+    grey = noise("grey", 4, 6, 1)
+    image = {"grey": grey[..., 0], "RGB": np.repeat(grey, 3, 2), "RGBA": np.repeat(grey, 4, 2),
+             "grey and alpha": np.repeat(grey, 2, 2)}.get(kind)
+    image = Image.fromarray(grey[..., 0]).convert("P") if image is None else Image.fromarray(image)
+    place = folder(tmp_path, {"a.png": saved(image, "PNG")})
+    source = open_view(place, ["a.png"], None, "10,100")
+    assert np.array_equal(source.read(0), seen(stretched(grey.transpose(2, 0, 1), 10, 100)))
 
 
 # ------------------------------------------------------------ one file a band
@@ -223,6 +252,44 @@ def test_bands_of_several_resolutions_are_brought_to_the_largest(tmp_path):
         assert np.array_equal(source.read(0)[..., band], expected)
 
 
+def test_a_saturated_band_of_several_files_is_no_nodata(tmp_path):
+    numbers = ramp(np.uint8, high=200)
+    numbers[:, 1, 2:4] = 255
+    numbers[0, 2, 2] = 255  # a bright red
+    names = [("B04.tif", "B03.tif", "B02.tif")]
+    place = folder(tmp_path, {name: raster(numbers[row:row + 1], nodata=255)
+                              for row, name in enumerate(names[0])})
+    expected = numbers.copy()
+    expected[:, 1, 2:4] = 0
+    assert np.array_equal(open_view(place, names).read(0), seen(expected))
+    assert open_view(place, names, None, "0%,100%").value_range.startswith("0,255;0,200;")
+
+
+def test_nodata_is_shared_by_bands_of_several_resolutions(tmp_path):
+    fine, coarse = np.full((1, 4, 4), 9, np.uint8), np.full((1, 2, 2), 50, np.uint8)
+    coarse[0, :, 1] = fine[0, :2, 2:] = 255  # on the right the coarse band, above the fine one, too
+    names = [("B04.tif", "B08.tif", "B11.tif")]
+    place = folder(tmp_path, {name: raster(band, nodata=255) for name, band in
+                              zip(names[0], (fine, fine, coarse), strict=True)})
+    image = open_view(place, names).read(0)
+    assert image[..., 0].tolist() == [[9, 9, 0, 0]] * 2 + [[9, 9, 9, 9]] * 2
+    shown = Image.fromarray(np.array([[50, 0], [50, 255]], np.uint8))
+    shown = shown.resize((4, 4), Image.Resampling.BILINEAR)
+    assert np.array_equal(image[..., 2], np.asarray(shown))
+
+
+def test_of_the_files_of_a_scene_the_damaged_one_is_named(tmp_path):
+    _, names, _ = band_files(tmp_path)
+    bad = tmp_path / names[1][2]
+    bad.write_bytes(bad.read_bytes()[:60])
+    source = open_view(Folder(tmp_path), names, "B04,B03,B02")
+    ((row, text),) = unreadable(source, "test", 1).items()
+    assert row == 1 and f"({names[1][2]}: damaged" in text
+    bad.write_bytes(raster(ramp(np.float32, 1)))
+    (text,) = unreadable(source, "test", 1).values()
+    assert f"({names[1][2]}: float32 pixels" in text and "--range1 LOW,HIGH" in text
+
+
 def test_the_stamp_of_scenes_follows_the_content_of_each_file(tmp_path):
     place, names, _ = band_files(tmp_path / "a")
     source = BandFiles(place, names)
@@ -242,7 +309,7 @@ def test_the_stamp_of_scenes_follows_the_content_of_each_file(tmp_path):
 
 def test_files_of_several_bands_and_scenes_of_many_files_are_one_sentence(tmp_path):
     place = folder(tmp_path, {f"{name}.tif": raster(FOUR[:3]) for name in "abcd"})
-    complaint(lambda: open_view(place, [("a.tif", "b.tif", "c.tif")]), "a.tif has 3 bands",
+    complaint(lambda: open_view(place, [("a.tif", "b.tif", "c.tif")]), "a.tif: 3 bands",
               "expected one in each file")
     complaint(lambda: open_view(place, [("a.tif", "b.tif", "c.tif", "d.tif")], number=2),
               "4 files for the bands of a scene", "--bands2")

@@ -79,6 +79,19 @@ def test_swir_as_reflectance_is_the_swir_of_its_digital_numbers():
         assert np.abs(shown - expected).max() <= 1 and shown.max() == 255  # 1: halves of rounding
 
 
+def test_dark_water_in_digital_numbers_is_no_reflectance():
+    numbers = ramp(np.uint16, bands=13, high=2000)
+    numbers[[11, 12, 3]] = ramp(np.uint16, high=9)
+    expected = decode_swir(raster(numbers))
+    assert expected.max() == 1
+    holed = numbers.astype(np.float32)
+    assert np.array_equal(decode_swir(raster(holed)), expected)
+    # Neither nodata nor NaN is a digital number.
+    reflectance = (numbers / 10_000).astype(np.float32)
+    reflectance[1, 0, 0], reflectance[2, 0, 0] = 5000, np.nan
+    assert np.abs(decode_swir(raster(reflectance, nodata=5000)).astype(int) - expected).max() <= 1
+
+
 def test_swir_nodata_and_nan_are_black_and_change_no_other_pixel():
     reflectance = (ramp(np.uint16, bands=13, high=3900) / 10_000).astype(np.float32)
     expected = decode_swir(raster(reflectance)).copy()

@@ -8,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image
+from rasterio.enums import ColorInterp
+from rasterio.io import MemoryFile
 
-from datasets.colours import Unsuited
+from datasets.colours import Unsuited, render
 from datasets.pixels import decode_rgb, header_size
 from datasets.rasters import driver_of, open_raster
 from image_helpers import complaint, noise
@@ -40,12 +42,17 @@ def test_grey_is_black_or_white_at_0_as_the_file_says(photometric, expected):
 
 
 @pytest.mark.parametrize("bits, expected", [(1, [0, 255]), (2, [0, 85, 170, 255]),
-                                            (4, [0, 17, 34, 51]), (12, [0, 16, 128, 255])])
-def test_fewer_bits_than_their_type_reach_from_black_to_white(bits, expected):
-    numbers = [0, 256, 2048, 4095] if bits == 12 else range(len(expected))
-    dtype = np.uint16 if bits > 8 else np.uint8
-    data = raster(np.array([[numbers]], dtype), nbits=bits)
+                                            (4, [0, 17, 34, 51])])
+def test_fewer_than_8_bits_reach_from_black_to_white(bits, expected):
+    data = raster(np.array([[range(len(expected))]], np.uint8), nbits=bits)
     assert decode_rgb(data)[0, :, 1].tolist() == expected
+
+
+def test_equal_numbers_of_16_bits_are_equally_bright_however_many_bits_the_file_uses():
+    numbers = np.tile(np.array([0, 255, 256, 2048, 4095], np.uint16), (1, 16, 4))
+    lossless = {"driver": "JP2OpenJPEG", "QUALITY": 100, "REVERSIBLE": "YES"}
+    for options in ({}, {"nbits": 12}, lossless, {**lossless, "nbits": 12}):
+        assert np.array_equal(decode_rgb(raster(numbers, **options)), seen(numbers >> 8))
 
 
 def test_jpeg_2000_is_read_whatever_its_bytes_are_wrapped_in():
@@ -145,20 +152,24 @@ def test_pages_of_two_types_are_not_put_side_by_side():
 # ------------------------------------------------------------ nodata, alpha
 
 
-def test_nodata_is_black_where_all_8_bit_bands_have_it():
-    numbers = ramp(np.uint8)
-    numbers[:, 1, 2:4] = 255
-    numbers[0, 2, 2] = 255  # a bright red, not nodata
-    expected = numbers.copy()
+@pytest.mark.parametrize("dtype, nodata", [("uint8", 255), ("uint16", 65535), ("int16", 255)])
+def test_nodata_of_integers_is_black_where_all_bands_have_it(dtype, nodata):
+    numbers = ramp(dtype, high=200)
+    numbers[:, 1, 2:4] = nodata
+    numbers[0, 2, 2] = nodata  # a bright red, not nodata
+    expected = np.minimum(numbers, 255)
     expected[:, 1, 2:4] = 0
-    assert np.array_equal(decode_rgb(raster(numbers, nodata=255)), seen(expected))
+    assert np.array_equal(render(raster(numbers, nodata=nodata), stretch=[(0, 255)]),
+                          seen(expected))
 
 
-def test_nodata_of_16_bits_is_black_in_each_band():
-    numbers = DEEP.copy()
-    numbers[1, 0, 3] = 65535
-    expected = np.where(numbers == 65535, 0, numbers >> 8)
-    assert np.array_equal(decode_rgb(raster(numbers, nodata=65535)), seen(expected))
+def test_nodata_of_floats_is_black_in_each_band():
+    numbers = ramp(np.float32)
+    numbers[1, 0, 3], numbers[2, 0, 4] = -1, np.nan
+    expected = np.rint(numbers)
+    expected[1, 0, 3] = expected[2, 0, 4] = 0
+    numbers[1, 0, 3] = 999
+    assert np.array_equal(render(raster(numbers, nodata=999), stretch=[(0, 255)]), seen(expected))
 
 
 def test_an_inner_mask_is_black_and_alpha_is_dropped():
@@ -167,6 +178,36 @@ def test_an_inner_mask_is_black_and_alpha_is_dropped():
                           seen(numbers[:3]))
     masked = raster(numbers[:3], mask=mask, driver="COG")
     assert np.array_equal(decode_rgb(masked), seen(np.where(mask, numbers[:3], 0)))
+
+
+def test_a_band_with_a_description_of_its_own_is_no_alpha_whatever_gdal_calls_it():
+    four = ramp(np.uint8, 4)
+    four[3] = 255
+    with pytest.raises(Unsuited, match=r"4 bands: 1 Blue .*, 4 NIR \(uint8\)"):
+        decode_rgb(raster(four, names=("Blue", "Green", "Red", "NIR")))
+    for names in ((), ("Band 1", "Band 2", "Band 3", "Band 4"), ("a", "b", "c", "Alpha")):
+        assert np.array_equal(decode_rgb(raster(four, names=names)), seen(four[:3]))
+
+
+@pytest.mark.parametrize("names, order", [
+    (("Blue", "Green", "Red"), [2, 1, 0]), (("B02", "B03", "B04"), [2, 1, 0]),
+    (("b3", "b2", "b4"), [2, 0, 1]), (("Red", "Green", "Blue"), [0, 1, 2]),
+    (("NIR", "Red", "Green"), [0, 1, 2]), (("Blue", "Green", "Red", "Alpha"), [2, 1, 0])])
+def test_three_bands_are_shown_as_the_colours_that_they_are_described_as(names, order):
+    numbers = ramp(np.uint8, len(names))
+    assert np.array_equal(decode_rgb(raster(numbers, names=names)), seen(numbers[order]))
+    assert np.array_equal(render(raster(numbers, names=names), "1,2,3"), seen(numbers[:3]))
+
+
+def test_colours_that_are_stored_as_blue_green_red_are_shown_as_red_green_blue():
+    numbers = ramp(np.uint8)
+    with MemoryFile() as memory:
+        with memory.open(driver="GTiff", count=3, height=4, width=6, dtype="uint8",
+                         photometric="minisblack") as file:
+            file.colorinterp = [ColorInterp.blue, ColorInterp.green, ColorInterp.red]
+            file.write(numbers)
+        data = bytes(memory.getbuffer())
+    assert np.array_equal(decode_rgb(data), seen(numbers[::-1]))
 
 
 def test_colours_that_were_multiplied_by_alpha_are_divided_by_it():

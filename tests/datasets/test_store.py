@@ -122,6 +122,17 @@ def test_night_and_forest_among_other_images_are_no_reason_to_warn(capsys):
     assert warning_of(capsys) == ""
 
 
+def test_where_a_range_was_given_the_warning_speaks_of_it(tmp_path, capsys):
+    source = Arrays(flat(5, 6, 7))
+    source.value_range = "0,30000"
+    warn_once.cache_clear()
+    open_store(source, tmp_path)
+    assert "the range 0,30000 leaves them so" in (text := warning_of(capsys))
+    assert "--range" not in text
+    repeat_warning(source, "test", tmp_path)
+    assert "the range 0,30000 leaves them so" in warning_of(capsys)
+
+
 def test_padding_is_not_dark(capsys):
     warn_once.cache_clear()
     store_of(*flat(50, 50, 50, shape=(3, 3, 3)), *flat(50, 50, shape=(36, 36, 3)))
