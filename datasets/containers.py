@@ -5,21 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import zipfile
-from collections import Counter
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from datasets.checksums import Status, file_checksums, status_of
-from utils import InputError, print_once, warn_once
+from datasets.choice import IMAGE_SUFFIXES, Choice, is_hidden, is_litter
+from utils import InputError
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp",
-                  ".gif", ".jp2", ".j2k"}
-# What lies beside images and is none: it is told, but no reason to warn.
-COMPANIONS = {".txt", ".md", ".json", ".csv", ".xml", ".tfw", ".prj", ".ovr", ".pdf", ".html"}
-LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}  # of the system's own; not even counted
 REPEATED = "folder{} that links lead to again, or that lie above"
 MOST_BYTES = 1 << 30  # more than any scene needs, and what a file made to fill the memory claims
 # First bytes of archives that are not read in place.
@@ -28,77 +22,9 @@ ARCHIVES = {b"\x1f\x8b": "gzip (.gz, .tar.gz, .tgz)", b"7z\xbc\xaf\x27\x1c": "7z
             b"\xfd7zXZ\0": "xz (.tar.xz)", b"\x28\xb5\x2f\xfd": "zstd (.tar.zst)"}
 
 
-def _is_litter(name: str) -> bool:
-    """What macOS, Windows and editors leave: `__MACOSX/._a.jpg`, `.a.jpg`, `Thumbs.db`."""
-    return any(part.startswith(".") or part in LITTER for part in name.split("/"))
-
-
 def _check_size(size: int) -> None:
     if size > MOST_BYTES:
         raise ValueError(f"{size:,} bytes, more than any image needs")
-
-
-class Choice:
-    """Which files of a container take part: images, of those the wanted ones; counts the others."""
-
-    def __init__(self, include: Sequence[str], exclude: Sequence[str]) -> None:
-        """Globs; they are applied to the relative path and to the bare file name.
-
-        Args:
-            include: an image takes part only where one of them fits; empty: all images.
-            exclude: an image does not take part where one of them fits.
-        """
-        self.include, self.exclude = include, exclude
-        self.endings: Counter[str] = Counter()  # of files that are no images
-        self.unwanted: set[str] = set()  # images that the globs leave out
-        self.unusable: Counter[str] = Counter()  # such as "dead link{}", {} for an s
-
-    def takes(self, name: str) -> bool:
-        """Whether the file `name`, a relative POSIX path, is an image that takes part."""
-        if _is_litter(name):
-            return False
-        excluded = self._fits(name, self.exclude)
-        suffix = PurePosixPath(name).suffix.lower()
-        if suffix not in IMAGE_SUFFIXES:
-            self.endings.update([] if excluded else [suffix])
-            return False
-        if excluded or (self.include and not self._fits(name, self.include)):
-            self.unwanted.add(name)
-            return False
-        return True
-
-    @staticmethod
-    def _fits(name: str, globs: Sequence[str]) -> bool:
-        bare = name.rpartition("/")[2]
-        return any(fnmatchcase(name, glob) or fnmatchcase(bare, glob) for glob in globs)
-
-    def emptied_folders(self) -> set[str]:
-        """Folders above images that the globs leave out: that they are empty is what was asked."""
-        return {str(above) for name in self.unwanted for above in PurePosixPath(name).parents}
-
-    def left_out(self) -> str:
-        """How many files are left out, of which endings; empty where there are none."""
-        parts = []
-        if self.endings:
-            count = self.endings.total()
-            kinds = [f"{number:,} {ending or 'without ending'}"
-                     for ending, number in self.endings.most_common(6)]
-            others = count - sum(number for _, number in self.endings.most_common(6))
-            kinds += [f"{others:,} others"] if others else []
-            parts.append(f"{count:,} file{'s' * (count > 1)} left out ({', '.join(kinds)})")
-        for what, number in sorted(self.unusable.items()):
-            parts.append(f"{number:,} {what.format('s' * (number > 1))}")
-        if self.include or self.exclude:
-            count = len(self.unwanted)
-            parts.append(f"{count:,} image{'s' * (count != 1)} left out by --include and --exclude")
-        return ", ".join(parts)
-
-    def tell(self, root: Path) -> None:
-        """One line on what is left out: a warning where it may have been meant to take part."""
-        text = self.left_out()
-        if text:
-            worrying = self.unusable or not self.endings.keys() <= COMPANIONS
-            (warn_once if worrying else print_once)(f"{root}: {text}")
 
 
 class Folder:
@@ -115,6 +41,7 @@ class Folder:
         self._status: dict[str, Status] = {}
         self._checksums: dict[str, int] = {}
         self._links: list[tuple[str, str]] = []  # to folders: name and real path
+        self._hidden: list[str] = []  # folders
         place = os.path.realpath(root)
         self._seen = set(map(str, Path(place).parents))  # real paths
         self._list("", place)
@@ -124,8 +51,10 @@ class Folder:
             for name, place in waiting:
                 self._list(name, place)
         self.folders -= {""}
+        names = [*sorted(self._status), *self._names_in_hidden_folders()]
+        self.files = {name: self._status[name][0]
+                      for name in self.choice.choose(names, self.folders)}
         self.folders -= self.choice.emptied_folders()
-        self.files = {name: self._status[name][0] for name in sorted(self._status)}
 
     def _list(self, folder: str, place: str) -> None:
         """Note what lies in a folder whose real path is `place`, and below it but for links."""
@@ -144,20 +73,36 @@ class Folder:
                 continue
             for entry in entries:
                 name = f"{folder}/{entry.name}" if folder else entry.name
-                if _is_litter(entry.name):
+                if is_litter(entry.name):
                     continue
+                hidden = is_hidden(entry.name)
                 try:
                     status = entry.stat()
                 except OSError:
-                    self.choice.unusable["dead link{}"] += 1
+                    if not hidden:
+                        self.choice.unusable["dead link{}"] += 1
                     continue
                 if entry.is_file():
-                    if self.choice.takes(name):
-                        self._status[name] = status_of(status)
+                    self._status[name] = status_of(status)
+                elif hidden:
+                    self._hidden += [name] if entry.is_dir(follow_symlinks=False) else []
                 elif entry.is_dir() and entry.is_symlink():
                     self._links.append((name, os.path.realpath(entry.path)))
                 elif entry.is_dir():
                     waiting.append((name, os.path.join(place, entry.name)))
+
+    def _names_in_hidden_folders(self) -> list[str]:
+        """Files that are only counted: no link is followed, and what links lead to is passed."""
+        names = []
+        for hidden in self._hidden:
+            for place, folders, files in os.walk(self.root / hidden):
+                if os.path.realpath(place) in self._seen:
+                    folders.clear()
+                    continue
+                folders[:] = [name for name in folders if not is_litter(name)]
+                above = Path(place).relative_to(self.root).as_posix()
+                names += [f"{above}/{name}" for name in files]
+        return names
 
     def read_bytes(self, name: str) -> bytes:
         _check_size(self.files[name])
@@ -182,32 +127,35 @@ class Folder:
 class Zip:
     """Image files inside a zip, read in place, so that no member can land outside its folder.
 
-    files: path in the zip -> size in bytes. folders: those that are members themselves.
+    files: path in the zip, with slashes -> size in bytes. folders: those that are members
+    themselves.
     """
 
     def __init__(self, root: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()
                  ) -> None:
         self.root = root
-        self.files: dict[str, int] = {}
         self.folders: set[str] = set()
         self.choice = Choice(include, exclude)
-        self._checksums: dict[str, int] = {}
-        try:
-            with zipfile.ZipFile(root) as archive:
-                members = archive.infolist()
-        except OSError:
-            raise
-        except Exception as error:  # zipfile raises many kinds for a damaged file
-            raise InputError(f"{root} is not a whole zip file ({error}): download it again"
-                             ) from None
-        for member in members:
-            if member.is_dir():
-                self.folders.add(member.filename.rstrip("/"))
-            elif self.choice.takes(member.filename):
-                if member.filename in self.files:
-                    raise InputError(f"{root} has two members named {member.filename[:200]}")
-                self.files[member.filename] = member.file_size
-                self._checksums[member.filename] = member.CRC
+        members: dict[str, zipfile.ZipInfo] = {}
+        twice = set()
+        for member in _directory(root):
+            # Some programs write `./a/1.png`, or a backslash where a slash belongs.
+            raw = member.filename.replace("\\", "/")
+            name = "/".join(part for part in raw.split("/") if part not in ("", "."))
+            if raw.endswith("/"):
+                self.folders |= {name} - {""}
+            elif members.setdefault(name, member) is not member:
+                twice.add(name)
+        chosen = self.choice.choose(members, self.folders)
+        if doubled := sorted(twice.intersection(chosen)):
+            raise InputError(f"{root} has two members named {doubled[0][:200]}")
+        locked = [name for name in chosen if members[name].flag_bits & 1]
+        if locked:
+            raise InputError(f"{root} needs a password for {len(locked):,} images, such as "
+                             f"{locked[0][:200]}: unpack it and name the folder")
+        self._members = {name: members[name].filename for name in chosen}
+        self.files = {name: members[name].file_size for name in chosen}
+        self._checksums = {name: members[name].CRC for name in chosen}
         self.folders -= self.choice.emptied_folders()
         self._local = threading.local()  # one open archive a thread: decoding runs in several
 
@@ -217,12 +165,22 @@ class Zip:
         _check_size(claimed)
         if not hasattr(self._local, "archive"):
             self._local.archive = zipfile.ZipFile(self.root)
-        with self._local.archive.open(name) as member:
+        with self._local.archive.open(self._members[name]) as member:
             return member.read(claimed)  # read() alone unpacks all there is, whatever it claims
 
     def checksums(self, names: Sequence[str], cache_dir: Path | None) -> np.ndarray:
         """As Folder.checksums; the directory of a zip has them, so that nothing is read."""
         return np.array([self._checksums[name] for name in names], dtype=np.int64)
+
+
+def _directory(root: Path) -> list[zipfile.ZipInfo]:
+    try:
+        with zipfile.ZipFile(root) as archive:
+            return archive.infolist()
+    except OSError:
+        raise
+    except Exception as error:  # zipfile raises many kinds for a damaged file
+        raise InputError(f"{root} is not a whole zip file ({error}): download it again") from None
 
 
 def open_container(path: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()
@@ -251,7 +209,7 @@ def open_container(path: Path, include: Sequence[str] = (), exclude: Sequence[st
 
 
 def _reject_other_files(path: Path) -> None:
-    """Raise InputError for an archive of another kind, and for a single image."""
+    """Raise InputError for an archive of another kind, a single image, and what is no zip."""
     with open(path, "rb") as file:
         head = file.read(512)
     kinds = [kind for start, kind in ARCHIVES.items() if head.startswith(start)]
@@ -260,6 +218,11 @@ def _reject_other_files(path: Path) -> None:
     if kinds:
         raise InputError(f"{path} is an archive of the kind {kinds[0]}, which is not read in "
                          "place: unpack it and name the folder, or pack it as a zip")
-    if path.suffix.lower() in IMAGE_SUFFIXES and not zipfile.is_zipfile(path):
+    if head.startswith(b"PK") or zipfile.is_zipfile(path):
+        return
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         raise InputError(f"{path} is a single file, expected a folder or a zip of images: name "
                          "the folder that holds it")
+    if path.suffix.lower() != ".zip":
+        raise InputError(f"{path} is no folder and no zip of images: name the folder that holds "
+                         "the images, or a zip of them")

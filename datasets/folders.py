@@ -22,6 +22,7 @@ from datasets.names import (
     without_shared_folder,
 )
 from datasets.pairing import partners
+from utils import warn_once
 
 # Flags of DataConfig that both take, beside those that all data sets have.
 FLAGS = {"bands1", "range1", "include", "exclude", "class_depth"}
@@ -49,6 +50,9 @@ def scenes_of_folders(config: DataConfig, roots: Sequence[Path], source_names: t
         InputError: no images, two of one name, images without a partner, bands that are not there.
     """
     views = [_view_of(root, config, number) for number, root in enumerate(roots, 1)]
+    for glob in sorted(set.intersection(*(view.container.choice.unused for view in views))):
+        warn_once(f"{glob} fits nothing in "
+                  f"{' or '.join(str(view.container.root) for view in views)}")
     partner, remarks = partners([(view.container.root, view.paths) for view in views], config)
     names = sorted(partner)
     columns = [names, [partner[name] for name in names]]
@@ -68,7 +72,7 @@ def scenes_of_folders(config: DataConfig, roots: Sequence[Path], source_names: t
 def _view_of(root: Path, config: DataConfig, number: int) -> View:
     container = open_container(root, config.include, config.exclude)
     if not config.include and not config.exclude:  # which may well empty a folder
-        reject_empty_classes(container)
+        reject_empty_classes(container, ", or leave them out with --exclude")
     scenes, alone = band_files(container), False
     if scenes:
         files = choose_bands(root, scenes, (config.bands1, config.bands2)[number - 1], number)
@@ -95,7 +99,8 @@ def _classes(view: View, names: list[str], below: list[str], config: DataConfig
         return None, [], [f"each folder of {view.container.root} holds one scene and is no class: "
                           "labels come from lists or --class_depth N alone"]
     inner = without_shared_folder(below)
-    labels, class_names = class_labels(inner, config.class_depth)
+    paths = [view.paths[name] for name in names]
+    labels, class_names = class_labels(inner, config.class_depth, paths)
     if config.class_depth is not None:
         return labels, class_names, []
     if labels is not None and len(class_names) > 1:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from datasets.containers import IMAGE_SUFFIXES, Folder, Zip
+from datasets.choice import IMAGE_SUFFIXES, shared_depth
+from datasets.containers import Folder, Zip
 from utils import InputError, first_few
 
 # What folders that hold a published split are called, and which part of it that is.
 SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val",
                  "validation": "val", "test": "test", "testing": "test", "query": "test"}
+EXTENSION = re.compile(r"(?<=[^/])\.\w+$")
 
 
 def scene_key(path: str, depth: int = 0) -> str:
@@ -24,8 +26,8 @@ def scene_key(path: str, depth: int = 0) -> str:
     """
     path = unicodedata.normalize("NFC", path.replace("\\", "/"))
     # No more than an extension: of `a.jpg|0|1`, what follows the name must not be lost.
-    parts = PurePosixPath(re.sub(r"(?<=[^/])\.\w+$", "", path)).parts
-    return "/".join(parts[-depth:] if depth else parts)
+    parts = [part for part in EXTENSION.sub("", path).split("/") if part not in ("", ".")]
+    return "/".join(parts[-depth:])
 
 
 def scene_keys(text: str, depth: int = 0) -> list[str]:
@@ -45,26 +47,30 @@ def files_by_name(container: Folder | Zip, depth: int = 0) -> dict[str, str]:
     for path in container.files:
         key = scene_key(path, depth)
         if key in files:
+            forms = {unicodedata.normalize("NFC", name) for name in (files[key], path)}
+            same = "; they are one name in two forms of Unicode" if len(forms) == 1 else ""
             raise InputError(f"{container.root} has two images named {key}: {files[key]} and "
-                             f"{path}")
+                             f"{path}{same}")
         files[key] = path
     return files
 
 
-def reject_empty_classes(container: Folder | Zip) -> None:
-    """Raise InputError where a folder beside the class folders holds no image."""
+def reject_empty_classes(container: Folder | Zip, advice: str = "") -> None:
+    """Raise InputError, with `advice`, where a folder beside several class folders is empty."""
     filled = {folder_of(name) for name in container.files}
+    if len(filled - {""}) < 2:  # no classes
+        return
     beside = {folder_of(folder) for folder in filled if folder}
     # Folders that hold folders are no classes; what begins with a dot or an underscore is a tool's.
     parents = {folder_of(folder) for folder in container.folders | filled}
     empty = []
-    for folder in sorted(container.folders - filled - parents):
+    for folder in sorted(container.folders - container.choice.beside - filled - parents):
         hidden = folder.rpartition("/")[2].startswith((".", "_"))
         if folder_of(folder) in beside and not hidden:
             empty.append(folder)
     if empty:
         raise InputError(f"{len(empty):,} class folders of {container.root} hold no image: "
-                         f"{first_few(empty)}; add the images or remove the folders")
+                         f"{first_few(empty)}; add the images or remove the folders{advice}")
 
 
 def folder_of(name: str) -> str:
@@ -76,12 +82,8 @@ def without_shared_folder(names: Sequence[str]) -> list[str]:
 
     So a zip and the folder that was unpacked from it have the same names.
     """
-    folders = [folder_of(name).split("/") for name in names]
-    low, high = min(folders), max(folders)  # what these two share, all share
-    shared = 0
-    while shared < min(len(low), len(high)) and low[shared] == high[shared] != "":
-        shared += 1
-    return ["/".join(name.split("/")[shared:]) for name in names]
+    shared = shared_depth(names)
+    return [name.split("/", shared)[shared] for name in names]
 
 
 # ---------------------------------------------------------------- pairs
@@ -143,26 +145,29 @@ def split_folders(names: Sequence[str]) -> tuple[np.ndarray | None, list[str]]:
     return None, list(names)
 
 
-def class_labels(names: Sequence[str], depth: int | None = None
-                 ) -> tuple[np.ndarray | None, list[str]]:
+def class_labels(names: Sequence[str], depth: int | None = None,
+                 paths: Sequence[str] | None = None) -> tuple[np.ndarray | None, list[str]]:
     """Labels, int64 (N,), from the folder of each name, and the classes; None without folders.
 
     Args:
         names: N of them.
         depth: the class is the folder at this depth, from 1; None: the one that holds the image.
+        paths: what messages call them where --exclude can leave them out.
     Raises:
         InputError: some names have a folder and others have none.
     """
     folders = [name.split("/")[:-1] for name in names]
-    flat = [name for name, path in zip(names, folders, strict=True) if len(path) < (depth or 1)]
+    flat = [place for place, path in zip(paths or names, folders, strict=True)
+            if len(path) < (depth or 1)]
+    advice = "; --exclude leaves images out" if paths else ""
     if depth and flat:
         raise InputError(f"{len(flat):,} images lie in fewer folders than --class_depth {depth}: "
-                         f"{first_few(flat)}")
+                         f"{first_few(flat)}{advice}")
     if len(flat) == len(names):
         return None, []
     if flat:
         raise InputError(f"some images lie in class folders and {len(flat):,} do not: "
-                         f"{first_few(flat)}")
+                         f"{first_few(flat)}{advice}")
     own = [path[depth - 1 if depth else -1] for path in folders]
     classes = sorted(set(own))
     lookup = {name: number for number, name in enumerate(classes)}

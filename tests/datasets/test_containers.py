@@ -1,8 +1,9 @@
-"""Folders and zips: what is taken, what is left out and said, what is refused."""
+"""Folders and zips: what is an image, which links are followed, what is refused."""
 
 import os
 import tarfile
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -21,53 +22,7 @@ def nothing_was_said():
     utils.print_once.cache_clear()
 
 
-@pytest.fixture(params=["folder", "zip"])
-def place(request, tmp_path):
-    """Where a tree of files is put: a folder, or a zip."""
-    return tmp_path / ("one" if request.param == "folder" else "one.zip")
-
-
-# ------------------------------------------------------------ left out
-
-
-def test_files_left_out_are_counted_by_their_ending(place, capsys):
-    images = hollow(f"a/{number}" for number in range(3))
-    others = hollow([f"a/{number}" for number in range(48)], ".HEIC") | hollow(
-        ["a/notes", "b"], ".txt") | {"a/no_ending": b"x"}
-    litter = {".hidden/a.jpg": b"x", "a/.b.heic": b"x", "Thumbs.db": b"x", "a/desktop.ini": b"x",
-              "__MACOSX/a/._1.jpg": b"x"}
-    container = open_container(tree(place, images | others | litter))
-    assert sorted(container.files) == sorted(images)
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err == (
-        f"warning: {place}: 51 files left out (48 .heic, 2 .txt, 1 without ending)\n")
-    open_container(place)  # of a table's next seed
-    assert capsys.readouterr().err == ""
-
-
-def test_many_endings_are_summed_up(tmp_path, capsys):
-    endings = [f".x{number}" for number in range(9)]
-    tree(tmp_path / "one", {"1.png": b"x"} | {f"1{ending}": b"x" for ending in endings})
-    open_container(tmp_path / "one")
-    assert "9 files left out (1 .x" in (text := capsys.readouterr().err) and "3 others)" in text
-
-
-def test_readmes_and_world_files_are_told_without_a_warning(place, capsys):
-    tree(place, {"1.tif": b"x", "1.tfw": b"x", "1.tif.aux.xml": b"x", "README.md": b"x"})
-    open_container(place)
-    captured = capsys.readouterr()
-    assert captured.err == "" and captured.out.startswith(f"{place}: 3 files left out (")
-
-
-def test_nothing_is_said_where_nothing_is_left_out(place, capsys):
-    open_container(tree(place, {"a/1.png": b"x", ".DS_Store": b"x"}))
-    assert capsys.readouterr() == ("", "")
-
-
-def test_a_container_without_images_says_what_it_has(place):
-    tree(place, {"a/1.heic": b"x", "a/2.heic": b"x"})
-    complaint(lambda: open_container(place), str(place), "holds no image (.bmp, .gif,",
-              "it has 2 files left out (2 .heic)")
+# ------------------------------------------------------------ kinds of images
 
 
 @pytest.mark.parametrize(("ending", "kind"), [
@@ -82,36 +37,6 @@ def test_every_ending_of_a_kind_that_is_read_is_taken(tmp_path, ending, kind):
 def test_jpeg_2000_is_listed(tmp_path):
     tree(tmp_path / "one", {"a.jp2": b"x", "b.j2k": b"x"})
     assert list(open_container(tmp_path / "one").files) == ["a.jp2", "b.j2k"]
-
-
-# ------------------------------------------------------------ globs
-
-
-@pytest.mark.parametrize(("include", "exclude", "taken"), [
-    ([], ["*_mask.png"], ["a/1.png", "b/1.png", "masks/c/1.png"]),
-    ([], ["masks/*", "*_mask.*"], ["a/1.png", "b/1.png"]),
-    (["a/*", "b/*"], ["1.png"], ["a/1_mask.png", "b/1_mask.png"]),
-    (["1.png"], [], ["a/1.png", "b/1.png", "masks/c/1.png"])])
-def test_globs_choose_by_relative_path_and_by_name(place, capsys, include, exclude, taken):
-    tree(place, hollow(["a/1", "a/1_mask", "b/1", "b/1_mask", "masks/c/1"], ".png"))
-    container = open_container(place, include, exclude)
-    assert sorted(container.files) == taken
-    said = f"{place}: {5 - len(taken)} images left out by --include and --exclude\n"
-    assert capsys.readouterr().out == said
-    assert not container.folders & {"masks", "masks/c"} or "masks/c/1.png" in taken
-
-
-def test_a_folder_that_globs_empty_is_no_empty_class(tmp_path):
-    tree(tmp_path / "one", hollow(["a/1", "a/2", "b/1", "b/2", "masks/1"], ".png"))
-    (tmp_path / "one" / "empty").mkdir()
-    assert open_container(tmp_path / "one", exclude=["masks/*"]).folders >= {"empty"}
-    assert "masks" not in open_container(tmp_path / "one", exclude=["masks/*"]).folders
-
-
-def test_globs_that_leave_nothing_are_named(place):
-    tree(place, hollow(["a/1"]))
-    complaint(lambda: open_container(place, include=["*.tiff"]), "holds no image",
-              "1 image left out by --include and --exclude")
 
 
 # ------------------------------------------------------------ links
@@ -203,12 +128,65 @@ def test_a_lone_image_is_not_called_a_damaged_zip(tmp_path):
               "a.tif is a single file")
 
 
+def test_other_files_are_not_called_damaged_zips(tmp_path):
+    for name, data in (("x.h5", b"\x89HDF\r\n\x1a\n"), ("x.py", b"print()"), ("x", b"")):
+        (tmp_path / name).write_bytes(data)
+        text = complaint(lambda name=name: open_container(tmp_path / name),
+                         f"{name} is no folder and no zip of images")
+        assert "download" not in text
+    for name, data in (("x.zip", b"<html>"), ("y", b"PK\3\4")):
+        (tmp_path / name).write_bytes(data)
+        complaint(lambda name=name: open_container(tmp_path / name), f"{name} is not a whole zip")
+
+
 def test_what_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.zip")
     complaint(lambda: open_container(tmp_path / "pipe.zip"), "no folder and no file")
 
 
 # ------------------------------------------------------------ zips
+
+
+def zip_of(path, names):
+    """Names as they are, which writestr would mend; the content is the name."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(zipfile.ZipInfo(name), b"" if name[-1] in "/\\" else name.encode())
+    return path
+
+
+@pytest.mark.parametrize("form", ["./{}", "././{}", ".//{}", "/{}", "{}"])
+@pytest.mark.parametrize("separator", ["/", "\\"])
+def test_names_of_members_are_brought_into_one_form(tmp_path, capsys, form, separator):
+    plain = ["top/", "top/A/", "top/A/1.png", "top/B/1.png"]
+    raw = [form.format(name).replace("/", separator) for name in plain]
+    container = open_container(zip_of(tmp_path / "one.zip", [*raw, "./"]))
+    assert list(container.files) == plain[2:] and container.folders == {"top", "top/A"}
+    assert [container.read_bytes(name).decode() for name in plain[2:]] == raw[2:]
+    assert container.checksums(plain[2:], None).tolist() == [
+        zlib.crc32(name.encode()) for name in raw[2:]]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_names_that_lead_out_of_the_zip_are_read_in_place(tmp_path, capsys):
+    container = open_container(zip_of(tmp_path / "one.zip", ["../A/1.png", "A/../../2.png"]))
+    assert list(container.files) == ["../A/1.png", "A/../../2.png"]
+    assert container.read_bytes("../A/1.png") == b"../A/1.png" and capsys.readouterr().err == ""
+
+
+def test_two_forms_of_one_name_are_refused_where_they_take_part(tmp_path):
+    path = zip_of(tmp_path / "one.zip", ["A/1.png", ".\\A\\1.png", "A/2.png", "a.txt", "./a.txt"])
+    complaint(lambda: open_container(path), "two members named A/1.png")
+    assert list(open_container(path, exclude=["1.png"]).files) == ["A/2.png"]
+
+
+def test_a_zip_with_a_password_is_refused_at_once(tmp_path):
+    path = zip_of(tmp_path / "one.zip", ["A/1.png", "A/2.png"])
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\1\2") + 8] |= 1  # the flag of the first member
+    path.write_bytes(data)
+    complaint(lambda: open_container(path), "a password for 1 images, such as A/1.png: unpack it")
+    assert list(open_container(path, exclude=["1.png"]).files) == ["A/2.png"]
 
 
 @pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])

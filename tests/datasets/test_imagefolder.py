@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import utils
 from image_helpers import CLASSES, SCENES, complaint, hollow, load, noise, scenes, tree
 
 
@@ -88,3 +89,44 @@ def test_globs_choose_images_and_may_empty_folders(tmp_path):
     for chosen in ({"exclude": ("*_mask.png", "labels/*")}, {"include": ("*.jpg",)}):
         dataset = folder(tmp_path / "one", **chosen)
         assert dataset.names == sorted(SCENES) and dataset.class_names == list(CLASSES)
+
+
+def test_a_glob_that_fits_nothing_is_named_once(tmp_path, capsys):
+    tree(tmp_path / "one", hollow(SCENES))
+    (tmp_path / "one" / "empty").mkdir()
+    utils.warn_once.cache_clear()
+    for _ in range(2):  # seeds
+        folder(tmp_path / "one", exclude=("masks/*", "empty/*", "Forest_1.jpg"))
+    assert capsys.readouterr().err == (
+        f"warning: --exclude masks/* fits nothing in {tmp_path / 'one'}\n")
+    load(tmp_path, data_name="pairs", source1=str(tmp_path / "one"), exclude=("*_a.jpg",),
+         source2=str(tree(tmp_path / "two", hollow([*SCENES, "Forest/1_a"]))))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("place", ["one", "one.zip"])
+def test_a_folder_of_other_files_is_no_empty_class(tmp_path, place):
+    tree(tmp_path / place, hollow(f"images/{n}" for n in range(20)) | {"notes/1.xml": b"x"})
+    assert folder(tmp_path / place).labels is None
+    tree(tmp_path / "a" / place, scenes() | {"notes/1.xml": b"x"})
+    assert folder(tmp_path / "a" / place).class_names == list(CLASSES)
+
+
+def test_an_empty_folder_counts_beside_several_classes_alone(tmp_path):
+    tree(tmp_path / "one", hollow(f"images/{n}" for n in range(20)))
+    tree(tmp_path / "two", hollow(SCENES) | {"Sea/.DS_Store": b"x"})
+    (tmp_path / "one" / "notes").mkdir()
+    assert folder(tmp_path / "one").labels is None
+    complaint(lambda: folder(tmp_path / "two"), "1 class folders", "hold no image: Sea; add the "
+              "images or remove the folders, or leave them out with --exclude")
+    assert folder(tmp_path / "two", exclude=("Sea/*",)).class_names == list(CLASSES)
+
+
+def test_images_without_a_class_are_called_by_their_paths(tmp_path):
+    tree(tmp_path / "one", hollow(f"top/train/{name}" for name in SCENES)
+         | hollow(f"top/test/{n}" for n in range(5)))
+    complaint(lambda: folder(tmp_path / "one"), "5 do not: top/test/0, top/test/1, top/test/2 and",
+              "--exclude leaves images out")
+    assert folder(tmp_path / "one", exclude=("test/*",)).class_names == list(CLASSES)
+    tree(tmp_path / "two", hollow([*SCENES, "x"]))
+    complaint(lambda: folder(tmp_path / "two"), "1 do not: x; --exclude")

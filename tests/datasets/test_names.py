@@ -3,19 +3,22 @@
 import numpy as np
 import pytest
 
+from datasets.containers import open_container
 from datasets.names import (
     class_labels,
     class_remarks,
+    files_by_name,
     scene_key,
     split_folders,
     without_shared_folder,
 )
-from image_helpers import complaint
+from image_helpers import complaint, hollow, tree
 
 
 @pytest.mark.parametrize(("path", "depth", "name"), [
     ("2750/Forest/a.jpg", 2, "Forest/a"), ("Forest/a.jpg", 0, "Forest/a"),
     ("x\\Forest\\a.v2.tif", 2, "Forest/a.v2"), ("./Forest/a", 0, "Forest/a"),
+    ("/x//a.jpg", 0, "x/a"),
     ("a.jpg|0|1", 0, "a.jpg|0|1"),  # as it stands: what follows an extension may be a label
     ("Wa\u0308lder/u\u0308.png", 0, "W\u00e4lder/\u00fc")])
 def test_a_name_is_the_end_of_the_path_without_extension_in_nfc(path, depth, name):
@@ -49,7 +52,17 @@ def test_the_class_is_the_folder_that_holds_the_image_or_the_one_at_a_depth():
     labels, classes = class_labels(names, 1)
     assert classes == ["city", "land"] and labels.tolist() == [0, 0, 1, 1]
     assert labels.dtype == np.int64 and class_labels(["1", "2"]) == (None, [])
-    complaint(lambda: class_labels([*names, "sea/1"], 2), "1 images", "--class_depth 2: sea/1")
+    text = complaint(lambda: class_labels([*names, "sea/1"], 2), "--class_depth 2: sea/1")
+    assert "--exclude" not in text  # which not all data sets take
+
+
+def test_two_images_of_one_name_in_two_forms_of_unicode_are_told_apart(tmp_path):
+    tree(tmp_path / "one.zip", hollow(["\u00e9", "e\u0301"]))
+    complaint(lambda: files_by_name(open_container(tmp_path / "one.zip")), "two images named",
+              "one name in two forms of Unicode")
+    tree(tmp_path / "two", hollow(["a"]) | hollow(["a"], ".png"))
+    text = complaint(lambda: files_by_name(open_container(tmp_path / "two")), "a.jpg and ")
+    assert "Unicode" not in text
 
 
 def test_classes_in_several_places_are_named():
