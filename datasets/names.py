@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.choice import IMAGE_SUFFIXES, shared_depth
+from datasets.choice import is_image, shared_depth
 from datasets.containers import Folder, Zip
 from utils import InputError, first_few
 
@@ -37,8 +37,7 @@ def scene_keys(text: str, depth: int = 0) -> list[str]:
     """
     text = text.strip()
     without, whole = scene_key(text, depth), scene_key(f"{text}.png", depth)
-    is_image = PurePosixPath(text).suffix.lower() in IMAGE_SUFFIXES
-    return [without, whole] if is_image else [whole, without]
+    return [without, whole] if is_image(text) else [whole, without]
 
 
 def files_by_name(container: Folder | Zip, depth: int = 0) -> dict[str, str]:
