@@ -42,7 +42,7 @@ def band_files(container: Folder | Zip) -> dict[str, dict[str, str]]:
                              f"images: {first_few(others)}; leave out one kind with --exclude or "
                              "--include")
         return _one_each(container.root, scenes)
-    _reject_folders_of_bands(container)
+    _reject_folders_of_bands(container, keys)
     return {}
 
 
@@ -88,7 +88,7 @@ def _one_band_each(container: Folder | Zip, names: Sequence[str]) -> bool:
     return True
 
 
-def _reject_folders_of_bands(container: Folder | Zip) -> None:
+def _reject_folders_of_bands(container: Folder | Zip, keys: dict[str, str]) -> None:
     """Raise InputError where folders are called after bands, which would become classes.
 
     Those of words, as train_red, and those beside other images only where they have common scenes.
@@ -96,13 +96,12 @@ def _reject_folders_of_bands(container: Folder | Zip) -> None:
     folders: dict[str, str] = {}  # folder -> a file in it
     scenes: dict[tuple[str, ...], set[str]] = {}  # all words of a path but bands -> folders
     others = False
-    for path in container.files:
-        folder = next((part for part in path.split("/")[:-1] if WORDED.fullmatch(part)), None)
+    for path, key in keys.items():
+        folder = next((part for part in key.split("/")[:-1] if WORDED.fullmatch(part)), None)
         others |= folder is None
         if folder is not None:
             folders.setdefault(folder, path)
-            words = re.split(r"[_./-]", scene_key(path))
-            scene = tuple(word for word in words if not WORD.fullmatch(word))
+            scene = tuple(word for word in re.split(r"[_./-]", key) if not WORD.fullmatch(word))
             scenes.setdefault(scene, set()).add(folder)
     if len(folders) < 2:
         return
