@@ -26,8 +26,9 @@ def band_files(container: Folder | Zip) -> dict[str, dict[str, str]]:
     Raises:
         InputError: two files of one scene and band; other images beside them; folders of bands.
     """
+    keys = {path: scene_key(path) for path in container.files}
     for form in (CODED, WORDED):
-        scenes, others = _sorted_out(container.files, form)
+        scenes, others = _sorted_out(keys, form)
         several = [bands for bands in scenes.values() if len(bands) > 1]
         # Words are no bands in one of many names: roof_red.png.
         if not several or (form is WORDED and others):
@@ -41,22 +42,22 @@ def band_files(container: Folder | Zip) -> dict[str, dict[str, str]]:
                              f"images: {first_few(others)}; leave out one kind with --exclude or "
                              "--include")
         return _one_each(container.root, scenes)
-    _reject_folders_of_bands(container)
+    _reject_folders_of_bands(container, keys)
     return {}
 
 
-def _sorted_out(paths: Iterable[str], form: re.Pattern
+def _sorted_out(keys: dict[str, str], form: re.Pattern
                 ) -> tuple[dict[str, dict[str, list[str]]], list[str]]:
-    """Scene -> band -> files, and the paths that are not of this form."""
+    """Scene -> band -> files, and the paths that are not of this form; of path -> name."""
     scenes: dict[str, dict[str, list[str]]] = {}
     others = []
-    for path in paths:
-        key = PurePosixPath(scene_key(path))
-        found = form.fullmatch(key.name)
+    for path, key in keys.items():
+        folder, _, name = key.rpartition("/")
+        found = form.fullmatch(name)
         if found is None:
             others.append(path)
             continue
-        scene = str(key.parent / found["stem"] if found["stem"] else key.parent)
+        scene = "/".join(part for part in (folder, found["stem"]) if part) or "."
         scenes.setdefault(scene, {}).setdefault(found["band"].upper(), []).append(path)
     return scenes, others
 
@@ -87,7 +88,7 @@ def _one_band_each(container: Folder | Zip, names: Sequence[str]) -> bool:
     return True
 
 
-def _reject_folders_of_bands(container: Folder | Zip) -> None:
+def _reject_folders_of_bands(container: Folder | Zip, keys: dict[str, str]) -> None:
     """Raise InputError where folders are called after bands, which would become classes.
 
     Those of words, as train_red, and those beside other images only where they have common scenes.
@@ -95,14 +96,12 @@ def _reject_folders_of_bands(container: Folder | Zip) -> None:
     folders: dict[str, str] = {}  # folder -> a file in it
     scenes: dict[tuple[str, ...], set[str]] = {}  # all words of a path but bands -> folders
     others = False
-    for path in container.files:
-        folder = next((part for part in PurePosixPath(path).parts[:-1] if WORDED.fullmatch(part)),
-                      None)
+    for path, key in keys.items():
+        folder = next((part for part in key.split("/")[:-1] if WORDED.fullmatch(part)), None)
         others |= folder is None
         if folder is not None:
             folders.setdefault(folder, path)
-            words = re.split(r"[_./-]", scene_key(path))
-            scene = tuple(word for word in words if not WORD.fullmatch(word))
+            scene = tuple(word for word in re.split(r"[_./-]", key) if not WORD.fullmatch(word))
             scenes.setdefault(scene, set()).add(folder)
     if len(folders) < 2:
         return

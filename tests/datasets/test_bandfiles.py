@@ -178,6 +178,8 @@ def test_folders_that_are_called_after_bands_are_no_classes(tmp_path, files):
                  if part not in ("x", "rgb", "farm", "sea") and "." not in part)
     complaint(lambda: band_files(container(tmp_path, files)), "called after bands", folder,
               f"--include '*{folder}/*'")
+    packed = tree(tmp_path / "x.zip", {file.replace("/", "\\"): b"x" for file in files})
+    complaint(lambda: band_files(open_container(packed)), "called after bands", folder)
     one = container(tmp_path, [], include=[f"*{folder}/*"])
     assert len(one.files) == 1 and band_files(one) == {}
 
