@@ -5,12 +5,14 @@ Data sets: eurosat, ucmerced, dsrsid, demo, imagefolder (`--data_name folder`), 
 What they share, in the order in which an image passes through:
 
     base          settings, scenes, the paired dataset
-    containers    folders and zips: which files there are; checksums: their content
+    containers    folders and zips; choice: which files take part; checksums: their content
     names         scenes, pairs and classes from paths; folders: what folder and pairs share
     pairing       --pair_by and --pairs; bandfiles: scenes of one file a band
     lists         train.txt, database.txt, test.txt; splits: who trains, who asks
     sources       one image at a time; pixels: by Pillow; rasters: TIFF and JPEG 2000 by rasterio
-    bands         --bands and --range; colours: numbers to 8 bits; ranges: 2%,98%; hdf5: DSRSID.mat
+    bands         --bands and --range; measured: numbers and nodata; colours: numbers to 8 bits;
+                  ranges: 2%,98%
+    hdf5          DSRSID.mat
     store         images decoded once; transforms: resize, crop, flip
     record        what a checkpoint keeps of its images
 """

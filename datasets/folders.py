@@ -17,6 +17,7 @@ from datasets.names import (
     class_remarks,
     files_by_name,
     folder_of,
+    mask_warning,
     reject_empty_classes,
     split_folders,
     without_shared_folder,
@@ -53,6 +54,9 @@ def scenes_of_folders(config: DataConfig, roots: Sequence[Path], source_names: t
     for glob in sorted(set.intersection(*(view.container.choice.unused for view in views))):
         warn_once(f"{glob} fits nothing in "
                   f"{' or '.join(str(view.container.root) for view in views)}")
+    for view in views:
+        if warning := mask_warning(list(view.paths.values())):
+            warn_once(f"{view.container.root}: {warning}")
     partner, remarks = partners([(view.container.root, view.paths) for view in views], config)
     names = sorted(partner)
     columns = [names, [partner[name] for name in names]]

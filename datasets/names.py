@@ -13,6 +13,10 @@ from datasets.choice import is_image, shared_depth
 from datasets.containers import Folder, Zip
 from utils import InputError, first_few
 
+# How masks are called beside their images: 7.png and 7_mask.png, images/7.png and masks/7.png.
+MASKS = "masks?|labels?|gt|seg(mentation)?|annotations?"
+MASK_FILE = re.compile(rf"(?P<image>.+)[_.-]({MASKS})", re.IGNORECASE)
+MASK_FOLDER = re.compile(MASKS, re.IGNORECASE)
 # What folders that hold a published split are called, and which part of it that is.
 SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val",
                  "validation": "val", "test": "test", "testing": "test", "query": "test"}
@@ -191,3 +195,18 @@ def class_remarks(names: Sequence[str]) -> list[str]:
         remarks.append(f"class folders lie inside class folders and are classes of their own: "
                        f"{first_few(inside)}; --class_depth 1 takes the outer one for all")
     return remarks
+
+
+def mask_warning(names: Sequence[str]) -> str | None:
+    """What to say where masks seem to lie beside the images and are taken for images; or None."""
+    known = set(names)
+    beside = [name for name in names
+              if (found := MASK_FILE.fullmatch(name)) and found["image"] in known]
+    below = [name for name in names if any(map(MASK_FOLDER.fullmatch, name.split("/")[:-1]))]
+    if beside:
+        return (f"{len(beside):,} images are called like others and a mask, and take part: "
+                f"{first_few(beside)}; --exclude '*_mask.*' or the like leaves them out")
+    if 0 < len(below) < len(names):
+        return (f"{len(below):,} images lie in folders called after masks or labels, and take "
+                f"part: {first_few(below)}; --exclude 'masks/*' or the like leaves them out")
+    return None

@@ -20,8 +20,8 @@ from utils import InputError, progress, sha256_of, warn_once
 STORE_VERSION = 2  # another one makes all cached images useless
 ROOM = 1 << 30  # bytes of a store that are no matter, however little of them its images fill
 AHEAD = 64  # images decoded before they are asked for
-# Images are dark where half of them have hardly a pixel brighter than DARK of 255; SAMPLE of them
-# are looked at.
+# Images are black where half of them have hardly a pixel brighter than DARK of 255, and white where
+# half have hardly one darker than 255 - DARK; SAMPLE of them are looked at.
 DARK, SAMPLE = 40, 500
 MOST_REASON = 400  # characters of why an image cannot be read
 
@@ -74,7 +74,7 @@ class ImageStore:
         shape = (len(source), source.channels, *decoding.largest)
         store = ImageStore(_made(path, shape, np.uint8, decoding.images_from), sizes, side, key)
         kept = _brightness_file(source, label, cache_dir)
-        warn_if_dark(_made(kept, (len(store.sample()),), np.uint8, store.brightness_from), label,
+        warn_if_flat(_made(kept, (len(store.sample()), 2), np.uint8, store.brightness_from), label,
                      source.value_range)
         return store
 
@@ -83,11 +83,11 @@ class ImageStore:
         return np.unique(np.linspace(0, len(self) - 1, SAMPLE).round().astype(np.int64))
 
     def brightness_from(self, first: int) -> Iterator[np.ndarray]:
-        """Of each image of the sample from `first` on the 99th percentile of its pixels, (1,)."""
+        """Of each image of the sample from `first` on, percentiles 1 and 99: uint8 (1, 2)."""
         for row in self.sample()[first:]:
             height, width = self.sizes[row]
             pixels = self.images[row][:, :height, :width]  # without what pads them
-            yield np.percentile(pixels, 99, method="lower", keepdims=True).reshape(1)
+            yield np.percentile(pixels, (1, 99), method="lower")[None]
 
 
 def _brightness_file(source: ImageSource, label: str, cache_dir: Path | None) -> Path | None:
@@ -99,29 +99,34 @@ def _brightness_file(source: ImageSource, label: str, cache_dir: Path | None) ->
 
 
 def repeat_warning(source: ImageSource, label: str, cache_dir: Path) -> None:
-    """Warn again of dark images whose features alone are used; an earlier run looked at them."""
+    """Warn again of images whose features alone are used; an earlier run has looked at them."""
     path = _brightness_file(source, label, cache_dir)
     if path.exists():
-        warn_if_dark(open_cached(path, min(len(source), SAMPLE)), label, source.value_range)
+        warn_if_flat(open_cached(path, min(len(source), SAMPLE)), label, source.value_range)
 
 
-def warn_if_dark(brightness: np.ndarray, label: str, value_range: str | None) -> None:
-    """A warning where the median of the images' 99th percentiles is low.
+def warn_if_flat(brightness: np.ndarray, label: str, value_range: str | None) -> None:
+    """A warning where half of the images are nearly black, or nearly white.
 
     Args:
-        brightness: uint8 (n,).
+        brightness: uint8 (n, 2), percentiles 1 and 99 of each image's pixels.
         label: what the warning calls the images.
         value_range: what became black and white, where the user said so.
     """
-    half = int(np.percentile(brightness, 50, method="lower"))
-    if half < DARK:
-        advice = (f"the range {value_range} leaves them so, which a lower upper end changes"
-                  if value_range else
-                  "if they are 16-bit images of a sensor, whose digital numbers fill a part of the "
-                  "range, stretch all of them alike, for folder and pairs by --range1 2%,98% or "
-                  "--range2 2%,98%")
-        warn_once(f"of {len(brightness):,} images of {label} that were looked at, at least half "
-                  f"have almost no pixel (1 %) brighter than {half} of 255: {advice}")
+    low, high = np.median(brightness, axis=0).astype(int)
+    if high < DARK:
+        found = f"brighter than {high}"
+        advice = ("images of 16 bits, whose numbers fill a part of the range, can be stretched, "
+                  "all alike, for folder and pairs by --range1 2%,98%; masks can be left out by "
+                  "--exclude")
+    elif low > 255 - DARK:
+        found, advice = f"darker than {low}", "they can be left out by --exclude"
+    else:
+        return
+    if value_range:
+        advice = f"the range {value_range} leaves them so; 2%,98% is drawn from the images"
+    warn_once(f"of {len(brightness):,} images of {label} that were looked at, at least half have "
+              f"almost no pixel (1 %) {found} of 255: {advice}")
 
 
 def _made(path: Path | None, shape: tuple[int, ...], dtype: type,

@@ -8,6 +8,7 @@ from datasets.names import (
     class_labels,
     class_remarks,
     files_by_name,
+    mask_warning,
     scene_key,
     split_folders,
     without_shared_folder,
@@ -71,3 +72,13 @@ def test_classes_in_several_places_are_named():
     assert several.startswith("a lies in 2 folders: one class; --class_depth N")
     (inside,) = class_remarks(["a/1", "a/old/1", "b/1"])
     assert "a/old" in inside and "--class_depth 1" in inside
+
+
+@pytest.mark.parametrize(("names", "part"), [
+    (["a/1", "a/1_mask", "a/2", "b/2-GT"], "1 images are called"),
+    (["images/a/1", "masks/a/1", "images/a/2"], "1 images lie in folders"),
+    (["a/1", "a/mask_1", "b/1_mask", "gt/1"], "1 images lie in folders"), (["labels/1"], None),
+    (["Forest/Forest_1", "b/1.label2"], None)])
+def test_masks_that_take_part_are_told(names, part):
+    text = mask_warning(names)
+    assert text is None if part is None else part in text

@@ -133,6 +133,17 @@ def test_where_a_range_was_given_the_warning_speaks_of_it(tmp_path, capsys):
     assert "the range 0,30000 leaves them so" in warning_of(capsys)
 
 
+def test_white_images_are_warned_of_too(capsys):
+    # Of a range of 2 to 98, where the percent signs were forgotten, say.
+    for level, warned in ((216, True), (215, False)):
+        source = Arrays(flat(0, level, 255))
+        source.value_range = "2,98"
+        warn_once.cache_clear()
+        open_store(source, None)
+        text = warning_of(capsys)
+        assert ("darker than 216 of 255" in text and "the range 2,98" in text) == warned
+
+
 def test_padding_is_not_dark(capsys):
     warn_once.cache_clear()
     store_of(*flat(50, 50, 50, shape=(3, 3, 3)), *flat(50, 50, shape=(36, 36, 3)))
