@@ -265,10 +265,9 @@ def _reject_measured_alpha(source: ImageFiles, row: int, number: int) -> None:
 
     rasterio and GDAL mark the last of four 8-bit bands so, whatever is in it.
     """
-    data = source.container.read_bytes(source.files[row])
     between = 0.0
-    with contextlib.suppress(ValueError):  # a damaged file is named when it is decoded
-        between = alpha_between(data)
+    with contextlib.suppress(Exception):  # a damaged file is named when it is decoded
+        between = alpha_between(source.container.read_bytes(source.files[row]))
     if between > 0.5:
         raise InputError(f"{source.where(row)}: a band is marked as alpha, but {between:.0%} of it "
                          "lies between its least and greatest value, as in what a sensor measures: "

@@ -219,7 +219,7 @@ def use(path, kind, folder):
 
 
 def test_a_whole_checkpoint_of_each_kind_is_used(tmp_path):
-    said = {"mrhash-autoencoder-1": "does not exist", "mrhash-1": "does not fit",
+    said = {"mrhash-autoencoder-1": "is not there", "mrhash-1": "does not fit",
             "mrhash-training-2": None}  # how far the small files lead
     for kind, content in CHECKPOINTS.items():
         save_checkpoint(tmp_path / "whole.pth", content)

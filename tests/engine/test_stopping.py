@@ -87,6 +87,7 @@ def test_a_signal_that_the_shell_wants_ignored_is_ignored(stage):
 @pytest.fixture
 def signals():
     """Installed, and what was there before put back at the end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may want ignored
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     made = stopping.StopSignals()
     made.install()
