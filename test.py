@@ -105,7 +105,7 @@ def hash_dataset(args: argparse.Namespace, compute: Compute
                          "leave the flag out or name the other model")
     hash_network = rebuild_hash_network(checkpoint, path)
     dataset, _ = inherit_dataset(args, checkpoint, compute.cache_dir, second=False)
-    print(dataset.describe())
+    print(dataset.describe(second=False))
     if args.figures and dataset.labels is None:
         raise InputError("--figures needs labels, and these images have none: leave it out")
     label = dataset.file_label(0)

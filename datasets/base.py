@@ -162,13 +162,13 @@ class PairedDataset:
         # Two folders of one name, a/scenes and b/scenes, are told apart.
         return f"{labels[1]}-2" if source and labels[0] == labels[1] else labels[source]
 
-    def describe(self) -> str:
-        """One line for the user."""
+    def describe(self, second: bool = True) -> str:
+        """One line for the user; `second`: whether it is to speak of the second source."""
         one, other = self.source_names
-        second = f" + {other}" if self.source2 is not None else ", no second source"
+        of_second = f" + {other}" if self.source2 is not None else ", no second source"
         classes = f"{len(self.class_names)} classes" if self.labels is not None else "no labels"
         note = f" ({self.note})" if self.note else ""
-        return (f"{self.name}: {one}{second}; {len(self.train):,} training, "
+        return (f"{self.name}: {one}{of_second if second else ''}; {len(self.train):,} training, "
                 f"{len(self.database):,} database, {len(self.query):,} query images, "
                 f"{classes}{note}")
 
