@@ -258,6 +258,10 @@ def inherit_dataset(args: argparse.Namespace, checkpoint: dict[str, Any],
         # A checkpoint from elsewhere must not decide where something is written.
         raise InputError(f"the scenes of the checkpoint are not in {folder}: say with --data_dir "
                          "where they are, or are to be drawn")
+    if second and config.source2 == "none" and checkpoint["data"].get("source2") not in (
+            None, "none"):
+        raise InputError("--source2 none contradicts the checkpoint, which has seen two sources: "
+                         "leave the flag out or train again")
     config_now = config if second else replace(config, source2="none")
     for flag in sorted(moved_places(config)):
         place = getattr(config_now, flag)

@@ -34,7 +34,9 @@ def band_files(container: Folder | Zip) -> dict[str, dict[str, str]]:
         if not several or (form is WORDED and others):
             continue
         first = [files[0] for files in several[0].values()]
-        if not _one_band_each(container, first):
+        # One image in colour is enough: tiles may be called B1, and some of them be black.
+        if not _one_band_each(container, some_of(files for bands in several
+                                                 for files in bands.values())):
             continue
         if others:
             raise InputError(f"{container.root} has {len(scenes):,} scenes of one file a band, "
@@ -72,6 +74,13 @@ def _one_each(root: Path, scenes: dict[str, dict[str, list[str]]]) -> dict[str, 
             for scene, bands in scenes.items()}
 
 
+def some_of(groups: Iterable[Sequence[str]], most: int = 24) -> list[str]:
+    """The first and the middle one of some groups of files, evenly spaced."""
+    groups = list(groups)
+    step = max(1, 2 * len(groups) // most)
+    return [name for group in groups[::step] for name in (group[0], group[len(group) // 2])]
+
+
 def _one_band_each(container: Folder | Zip, names: Sequence[str]) -> bool:
     """Whether some files have one band each: tiles may be called B1, too.
 
@@ -93,27 +102,28 @@ def _reject_folders_of_bands(container: Folder | Zip, keys: dict[str, str]) -> N
 
     Those of words, as train_red, and those beside other images only where they have common scenes.
     """
-    folders: dict[str, str] = {}  # folder -> a file in it
+    folders: dict[str, list[str]] = {}  # folder -> the files in it
     scenes: dict[tuple[str, ...], set[str]] = {}  # all words of a path but bands -> folders
     others = False
     for path, key in keys.items():
         folder = next((part for part in key.split("/")[:-1] if WORDED.fullmatch(part)), None)
         others |= folder is None
         if folder is not None:
-            folders.setdefault(folder, path)
+            folders.setdefault(folder, []).append(path)
             scene = tuple(word for word in re.split(r"[_./-]", key) if not WORD.fullmatch(word))
             scenes.setdefault(scene, set()).add(folder)
     if len(folders) < 2:
         return
     common = any(len(found) > 1 for found in scenes.values())
     plain = not others and all(CODE.fullmatch(folder) for folder in folders)
-    if (common or plain) and _one_band_each(container, list(folders.values())):
+    if (common or plain) and _one_band_each(container, some_of(folders.values())):
         one = min(folders)
-        file = PurePosixPath(folders[one])
+        file = PurePosixPath(folders[one][0])
         raise InputError(f"{container.root}: folders are called after bands, which are no classes: "
                          f"{first_few(sorted(folders))}; put the bands of a scene into one file, "
-                         f"or beside each other as {file.stem}_{one}{file.suffix}, or see one of "
-                         f"them with --include '*{one}/*'")
+                         f"or beside each other as {file.stem}_{one}{file.suffix}, see one of "
+                         f"them with --include '*{one}/*', or call them otherwise where they are "
+                         "classes")
 
 
 def choose_bands(root: Path, scenes: dict[str, dict[str, str]], bands: str | None, number: int

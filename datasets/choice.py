@@ -87,6 +87,7 @@ class Choice:
                  ) -> set[str]:
         """Those that a glob fits, with or without the `depth` folders that hold all images."""
         plain = {glob: _plain(glob) for glob in globs}
+        plain |= {glob: f"{form}*" for glob, form in plain.items() if form.endswith("/")}
         found, used = set(), set()
         for name in names if globs else ():
             parts = _plain(name).split("/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ SPLIT_FILES = {"train": "train.txt", "database": "database.txt", "query": "test.
 # In a line of a list a path goes up to the last image's ending, and may hold what else separates.
 BETWEEN = re.compile(r"[\s,;]+")
 ENDINGS = "|".join(map(re.escape, sorted(IMAGE_SUFFIXES)))
+HEADERS = {"path", "paths", "image", "images", "image_path", "image_name", "image_id", "img", "id",
+           "file", "files", "filename", "file_name", "filepath", "name", "names", "patch"}
 PATH = re.compile(rf"\s*(?P<path>.*(?:{ENDINGS})[\"']?)(?:[\s,;]+(?P<label>.*)|$)", re.IGNORECASE)
 
 
@@ -48,7 +51,7 @@ def split_by_lists(scenes: Scenes, config: DataConfig, folder: Path
         path = folder / file_name
         if not path.is_file():
             continue
-        paths, listed, header = _read_list(path)
+        paths, listed, header = _read_list(path, set(scenes.names))
         if header and header != (columns or header):
             raise InputError(f"{path} has the columns {first_few(header)}, and another list of "
                              f"{folder} has {first_few(columns)}: bring them into one order")
@@ -67,9 +70,12 @@ def split_by_lists(scenes: Scenes, config: DataConfig, folder: Path
     return parts, labels, class_names
 
 
-def _read_list(path: Path) -> tuple[list[str], np.ndarray | None, list[str]]:
+def _read_list(path: Path, known: set[str]) -> tuple[list[str], np.ndarray | None, list[str]]:
     """A list file: a path and a one-hot (or multi-hot) label a line, the label optional.
 
+    Args:
+        path: of the file.
+        known: names of scenes, of which none is taken for a header.
     Returns:
         the paths; uint8 (n, C), their labels, or None; what a header calls the C columns, or [].
     """
@@ -77,14 +83,15 @@ def _read_list(path: Path) -> tuple[list[str], np.ndarray | None, list[str]]:
         lines = path.read_bytes().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise InputError(f"{path} is no UTF-8 text: save it as UTF-8") from None
-    header: list[str] = []
-    if _begins_with_header(lines):
-        _, header = _entry(lines[0])
-        lines[0] = ""
+    header: list[str] | None = None  # as long as no line was looked at
     paths, rows = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        if not paths and header is None and line.split()[0] not in known:
+            header = _header(line)
+            if header:
+                continue
         name, label = _entry(line)
         if not set(label) <= {"0", "1"} or (label and "1" not in label):
             raise InputError(f"{path}, line {number}: expected a path and a label of 0 and 1 with "
@@ -96,11 +103,12 @@ def _read_list(path: Path) -> tuple[list[str], np.ndarray | None, list[str]]:
         rows.append([value == "1" for value in label])
     if not paths:
         raise InputError(f"{path} is empty: expected a path and a label a line")
-    if len(header) > 1 and len(header) != len(rows[0]):
-        raise InputError(f"{path} names {len(header)} columns of labels, but its lines have "
+    names = (header or [])[1:]
+    if len(names) > 1 and len(names) != len(rows[0]):
+        raise InputError(f"{path} names {len(names)} columns of labels, but its lines have "
                          f"{len(rows[0])}")
     labels = np.array(rows, dtype=np.uint8) if rows[0] else None
-    return paths, labels, header if len(header) == len(rows[0]) else []
+    return paths, labels, names if len(names) == len(rows[0]) else []
 
 
 def _entry(line: str) -> tuple[str, list[str]]:
@@ -113,12 +121,13 @@ def _entry(line: str) -> tuple[str, list[str]]:
     return path.strip("\"'"), [value.strip("\"'") for value in label if value]
 
 
-def _begins_with_header(lines: list[str]) -> bool:
-    """Whether the first line names columns: no path in it, but in the second, and no label."""
-    if len(lines) < 2 or PATH.match(lines[0]) or not PATH.match(lines[1]) or "/" in lines[0]:
-        return False
-    _, label = _entry(lines[0])
-    return not label or not set(label) <= {"0", "1"}
+def _header(line: str) -> list[str]:
+    """The names of the columns, where the line is a header and no path; else none."""
+    separator = next((letter for letter in ",;\t" if letter in line), " ")
+    columns = next(csv.reader([line.strip()], delimiter=separator, skipinitialspace=True))
+    columns = [column.strip() for column in columns]
+    labels = set(columns[1:]) and set(columns[1:]) <= {"0", "1"}
+    return columns if columns[0].lower() in HEADERS and not labels else []
 
 
 def _rows_of(paths: list[str], names: list[str], path: Path) -> np.ndarray:

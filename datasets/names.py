@@ -204,9 +204,14 @@ def mask_warning(names: Sequence[str]) -> str | None:
               if (found := MASK_FILE.fullmatch(name)) and found["image"] in known]
     below = [name for name in names if any(map(MASK_FOLDER.fullmatch, name.split("/")[:-1]))]
     if beside:
+        ending = beside[0].removeprefix(MASK_FILE.fullmatch(beside[0])["image"])
         return (f"{len(beside):,} images are called like others and a mask, and take part: "
-                f"{first_few(beside)}; --exclude '*_mask.*' or the like leaves them out")
+                f"{first_few(beside)}; --exclude '*{ending}.*' leaves those out")
     if 0 < len(below) < len(names):
+        folders = below[0].split("/")[:-1]
+        place = next(place for place, part in enumerate(folders) if MASK_FOLDER.fullmatch(part))
+        glob = f"{'*/' if place else ''}{folders[place]}/*"
         return (f"{len(below):,} images lie in folders called after masks or labels, and take "
-                f"part: {first_few(below)}; --exclude 'masks/*' or the like leaves them out")
+                f"part: {first_few(below)}; where they are no images, --exclude '{glob}' leaves "
+                "them out")
     return None

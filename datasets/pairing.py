@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -71,7 +72,7 @@ def _by_table(views: Sequence[Side], table: Path) -> tuple[dict[str, str], list[
     lookups = [_lookup(names) for _, names in views]
     found = []
     for _, paths in rows:  # of one view the second path is not looked at
-        found.append([_found(lookup, path.removeprefix(f"{root}/")) for lookup, path, (root, _)
+        found.append([_found(lookup, _below(root, path)) for lookup, path, (root, _)
                       in zip(lookups, paths, views, strict=False)])
     if len(rows) > 1 and not any(found[0]) and not any(map(_is_path, rows[0][1])):
         del rows[0], found[0]  # the names of the columns
@@ -88,6 +89,13 @@ def _by_table(views: Sequence[Side], table: Path) -> tuple[dict[str, str], list[
             remarks.append(f"{left_out:,} of {len(names):,} images of {root} are not in "
                            f"{table.name} and are left out")
     return {names[0]: names[-1] for names in found}, remarks
+
+
+def _below(root: Path, path: str) -> str:
+    """A whole path as one below the folder; any other path as it is."""
+    for start in (root, os.path.realpath(root)):
+        path = path.removeprefix(f"{start}/")
+    return path
 
 
 def _found(lookup: Mapping[str, str], path: str) -> str | None:

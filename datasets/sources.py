@@ -117,4 +117,6 @@ class ImageFiles(ImageSource):
         return self.decoder.size(self.container.read_bytes(self.files[index]))
 
     def subset(self, rows: np.ndarray) -> ImageFiles:
-        return ImageFiles(self.container, [self.files[row] for row in rows], self.decoder)
+        part = ImageFiles(self.container, [self.files[row] for row in rows], self.decoder)
+        part.value_range = self.value_range
+        return part

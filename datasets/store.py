@@ -17,7 +17,7 @@ from datasets.transforms import resize_side, scaled_size
 from engine.cache import cached_array, open_cached
 from utils import InputError, progress, sha256_of, warn_once
 
-STORE_VERSION = 2  # another one makes all cached images useless
+STORE_VERSION = 3  # another one makes all cached images useless
 ROOM = 1 << 30  # bytes of a store that are no matter, however little of them its images fill
 AHEAD = 64  # images decoded before they are asked for
 # Images are black where half of them have hardly a pixel brighter than DARK of 255, and white where

@@ -25,7 +25,7 @@ from myautoencoder.feature_files import features_of_lists
 from network import Backbone, HashNetwork, load_backbone
 from utils import InputError, autocast, progress, rank, resolve_path, sha256_of, world_size
 
-FEATURE_VERSION = 2  # another one makes all cached features useless
+FEATURE_VERSION = 3  # another one makes all cached features useless
 
 
 def apply_network(network: nn.Module, loader: ImageLoader, rows: np.ndarray, compute: Compute,

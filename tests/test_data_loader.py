@@ -198,6 +198,11 @@ def test_odd_settings_in_a_checkpoint_are_damage(known, name, value):
     complaint(lambda: inherit_dataset(flags(), known), f"the checkpoint's {name} is", "damaged")
 
 
+def test_what_has_seen_two_sources_is_not_trained_on_with_one(known):
+    complaint(lambda: inherit_dataset(flags(source2="none"), known), "--source2 none contradicts")
+    assert inherit_dataset(flags(source2="none"), known, second=False)[0].source2 is None
+
+
 def test_sources_that_are_no_folders_are_not_places():
     assert moved_places(DataConfig("EuroSAT")) == moved_places(DataConfig("demo")) == {"split_dir"}
     assert moved_places(DataConfig("pairs")) == {"split_dir", "source1", "source2", "pairs"}

@@ -184,6 +184,16 @@ def test_folders_that_are_called_after_bands_are_no_classes(tmp_path, files):
     assert len(one.files) == 1 and band_files(one) == {}
 
 
+def test_one_image_in_colour_tells_that_folders_and_tiles_are_no_bands(tmp_path):
+    grey, colour = encoded(noise("a", 4, 6)), encoded(noise("a", 4, 6, 3))
+    folders = {f"{name}/{n}.png": colour if n else grey for name in ("red", "green")
+               for n in range(4)}
+    tiles = {f"a/area{n}_B{tile}.png": colour if n > 1 else b"damaged" if n else grey
+             for n in range(4) for tile in (1, 2)}
+    for number, files in enumerate((folders, tiles)):
+        assert band_files(open_container(tree(tmp_path / str(number), files))) == {}
+
+
 def test_a_number_stands_for_its_band(tmp_path, asked):
     bigearthnet(tmp_path / "one")
     pairs(tmp_path, bands1="4,3,B02")

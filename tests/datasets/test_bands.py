@@ -34,6 +34,11 @@ def view(root, numbers, bands=None, value_range=None, count=1, number=1, **optio
 # ------------------------------------------------------------ which bands
 
 
+def test_a_part_of_a_source_keeps_its_range(tmp_path):
+    source = view(tmp_path, FOUR[:3], None, "0,2000", count=3)
+    assert source.subset(np.array([1])).value_range == "0,2000"
+
+
 def test_a_fourth_channel_that_is_marked_as_alpha_is_not_dropped_without_a_word(tmp_path):
     # rasterio marks the last of four 8-bit bands as alpha, whatever it holds.
     four = ramp(np.uint8, 4, 16, 16)

@@ -121,6 +121,12 @@ def test_globs_are_compared_in_one_form_of_unicode(place, forms):
     assert list(open_container(place, exclude=[glob]).files) == ["a/1.jpg"]
 
 
+@pytest.mark.parametrize("glob", ["masks/", "top/masks/"])
+def test_a_glob_that_ends_in_a_slash_is_all_of_a_folder(tmp_path, glob):
+    root = tree(tmp_path / "x", hollow(["top/a/1", "top/masks/1"]))
+    assert list(open_container(root, exclude=[glob]).files) == ["top/a/1.jpg"]
+
+
 def test_a_glob_that_fits_nothing_is_known_and_nothing_is_counted(place, capsys):
     tree(place, hollow(["a/1", "a/2"]) | {"a/1.txt": b"x"})
     container = open_container(place, ["a/*", "b/*"], ["*.txt", "*_mask.png"])

@@ -236,6 +236,26 @@ def test_a_first_line_that_may_be_an_image_is_no_header(tmp_path):
     assert rows_named(pairs(tmp_path, split_dir=split), "train") == ["a", "b"]
 
 
+@pytest.mark.parametrize("line", ["name", "v1.1", "x.ppm", "A_1 2 0", "# list", "name 1 0"])
+def test_a_first_line_is_not_lost_because_it_is_odd(tmp_path, line):
+    tree(tmp_path / "one", hollow(["name", "v1.1", "A_1", "b", "c"]))
+    label = " 0 1" if line.endswith("0") else ""
+    split = lists(tmp_path / "split", train=[line, f"b.jpg{label}"], test=[f"c.jpg{label}"])
+    if line in ("name", "v1.1"):
+        assert rows_named(pairs(tmp_path, split_dir=split), "train") == [line, "b"]
+    elif line == "name 1 0":
+        assert rows_named(pairs(tmp_path, split_dir=split), "train") == ["name", "b"]
+    else:
+        complaint(lambda: pairs(tmp_path, split_dir=split), "train.txt")
+
+
+def test_names_of_classes_in_a_header_may_have_spaces(tmp_path):
+    tree(tmp_path / "one", hollow("abc"))
+    split = lists(tmp_path / "split", train=["", 'file,"Sea/Lake, wide",Dry land', "a.jpg,1,0",
+                                             "b.jpg,0,1"], test=["c.jpg,0,1"])
+    assert pairs(tmp_path, split_dir=split).class_names == ["Sea/Lake, wide", "Dry land"]
+
+
 def test_a_header_further_down_is_an_error(eurosat):
     complaint(bad_split(eurosat, [published(SCENES[1]), "image,label"]), "train.txt, line 2")
 

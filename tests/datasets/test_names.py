@@ -75,8 +75,9 @@ def test_classes_in_several_places_are_named():
 
 
 @pytest.mark.parametrize(("names", "part"), [
-    (["a/1", "a/1_mask", "a/2", "b/2-GT"], "1 images are called"),
-    (["images/a/1", "masks/a/1", "images/a/2"], "1 images lie in folders"),
+    (["a/1", "a/1_mask", "a/2", "b/2-GT"], "take part: a/1_mask; --exclude '*_mask.*'"),
+    (["images/a/1", "masks/a/1", "images/a/2"], "--exclude 'masks/*'"),
+    (["x/1", "x/labels/1"], "--exclude '*/labels/*'"),
     (["a/1", "a/mask_1", "b/1_mask", "gt/1"], "1 images lie in folders"), (["labels/1"], None),
     (["Forest/Forest_1", "b/1.label2"], None)])
 def test_masks_that_take_part_are_told(names, part):
