@@ -184,7 +184,7 @@ EQUAL_LINES = ["{path} 1 0", "{path},1,0", "{path};1;0", "{path}\t1\t0", "{path}
 
 
 @pytest.mark.parametrize("line", EQUAL_LINES)
-@pytest.mark.parametrize("path", ["farm/a.jpg", "farm/a 1, old; new.jpg", "x.png/farm/a.jpg"])
+@pytest.mark.parametrize("path", ["field/a.jpg", "field/a 1, old; new.jpg", "x.png/field/a.jpg"])
 def test_labels_are_read_whatever_separates_them_from_the_path(tmp_path, line, path):
     name = path.removesuffix(".jpg")
     tree(tmp_path / "one", hollow([name, "sea/b", "sea/c"]))
