@@ -169,7 +169,8 @@ class _Part:
 
     def _tidy(self, keep: Path | None = None) -> None:
         """Remove part and note, and what a killed process left of writing the note."""
-        for stale in self.path.parent.glob(f".{self.path.name}.*part"):
+        # Of the note, which begins with a dot, what was written aside begins with two.
+        for stale in self.path.parent.glob(f".*{self.path.name}.*part"):
             if stale != keep:
                 stale.unlink(missing_ok=True)
 

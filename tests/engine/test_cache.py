@@ -121,3 +121,12 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(cache._Part, "append", full)
     with pytest.raises(InputError, match=r"a\.npy could not be written: no space left"):
         cached_array(tmp_path / "a.npy", (6, 2), np.int32, lambda first: [WHOLE])
+
+
+def test_what_a_kill_left_of_the_note_itself_goes_too(tmp_path):
+    path = tmp_path / "x.npy"
+    made(path, stop=3)
+    for stale in ("..x.npy.rows.part.abcdefgh.part", ".x.npy.abcdefgh.part"):
+        (tmp_path / stale).write_bytes(b"half of it")
+    array, pulled = made(path)
+    assert pulled == [3] and np.array_equal(array, WHOLE) and names(tmp_path) == ["x.npy"]
