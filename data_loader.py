@@ -28,6 +28,7 @@ from datasets.store import ImageStore, ahead, unreadable
 from datasets.transforms import Transform, to_device
 from engine.cli import Compute
 from engine.distributed import from_first
+from engine.preprocessing import Preprocessing
 from utils import InputError, rank, resolve_path, warn
 
 # A new data set: a file that has scenes(config) -> Scenes and may have QUERIES_PER_CLASS, PLACES
@@ -139,25 +140,25 @@ def load_readable(config: DataConfig, workers: int) -> tuple[PairedDataset, Data
 class ImageLoader:
     """The images of one source in batches on a device: decoded once, then read from their store."""
 
-    def __init__(self, source: ImageSource, label: str, image_size: int, compute: Compute,
+    def __init__(self, source: ImageSource, label: str, views: Preprocessing, compute: Compute,
                  resident: bool | None = None) -> None:
         """Decode the images, or map what an earlier run has decoded.
 
         Args:
             source: N images.
             label: for the names of cached files and the progress bar.
-            image_size: side S of the views, pixels.
+            views: how the network expects images, of side S.
             compute: says on which device, where the cache lies and how many threads decode.
             resident: whether the device holds all images; None: on CUDA, where they take less than
                 a third of the free memory.
         Raises:
             InputError: as ImageStore.open.
         """
-        self.device, self.image_size = compute.device, image_size
-        self.store = ImageStore.open(source, label, image_size, compute.cache_dir, compute.workers)
+        self.device = compute.device
+        self.store = ImageStore.open(source, label, views, compute.cache_dir, compute.workers)
         self.count = len(self.store)
         self.sizes = torch.from_numpy(self.store.sizes)
-        self.transform = Transform(image_size)
+        self.transform = Transform(views)
         cuda = self.device.type == "cuda"
         if resident is None:
             resident = cuda and (self.store.images.nbytes

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from engine.backbones import Preprocessing, preprocessing_of, pretrained_model
 from engine.checkpoint import reason_of
-from engine.weights import check_compiler, fill, pretrained_model
+from engine.weights import check_compiler, fill
 from loss import soft_assignment
 from utils import InputError, sha256_of
 
@@ -25,7 +26,7 @@ HIDDEN = (512, 512, 256, 256)  # widths between the features and the latent
 
 
 class Backbone(nn.Module):
-    """A CNN up to its penultimate layer: images (B, 3, S, S) -> features (B, dim).
+    """A network up to its penultimate layer: images (B, 3, S, S) -> features (B, dim).
 
     With pretrained weights the running statistics of batch normalisation stay as they were learnt
     ("frozen"): the backbone moves at a hundredth of the rate, so they keep fitting its weights,
@@ -33,18 +34,19 @@ class Backbone(nn.Module):
     where nothing was learnt yet: for weights `none`. Scale and shift train in both cases.
     """
 
-    def __init__(self, model: nn.Module, name: str, image_size: int, dim: int, learnt: bool,
-                 freeze_batch_norm: bool) -> None:
+    def __init__(self, model: nn.Module, name: str, preprocessing: Preprocessing, dim: int,
+                 learnt: bool, freeze_batch_norm: bool) -> None:
         """
         Args:
-            model: a CNN without its classifier.
-            name, image_size: what it is called, and the side of its images in pixels.
+            model: a network without its classifier.
+            name: what it is called.
+            preprocessing: how it expects images.
             dim: width of the features.
             learnt: whether the weights are pretrained.
             freeze_batch_norm: whether running statistics stay in training.
         """
         super().__init__()
-        self.model, self.name, self.image_size, self.dim = model, name, image_size, dim
+        self.model, self.name, self.preprocessing, self.dim = model, name, preprocessing, dim
         self.learnt, self.freeze_batch_norm = learnt, freeze_batch_norm
         self.digest = self.weights_digest()  # of the weights it begins with
 
@@ -108,27 +110,24 @@ class Backbone(nn.Module):
         self.compile()
 
 
-def load_backbone(name: str, weights: str, image_size: int, batch_norm: str = "auto") -> Backbone:
-    """A CNN with its weights, in train mode on the CPU.
+def load_backbone(name: str, weights: str, image_size: int | None = None,
+                  batch_norm: str = "auto", normalise: Sequence[float] | None = None) -> Backbone:
+    """A network with its weights, in train mode on the CPU.
 
     Args:
-        name: any torchvision classification model.
+        name: a torchvision classification model, timm/<name>, or efficientnet_lite0.
         weights: imagenet, none, or a state-dict file.
-        image_size: side of the images to come, pixels.
+        image_size: side of the images to come, pixels; None: the network's own.
         batch_norm: frozen, adapt, or auto: frozen with pretrained weights.
+        normalise: as for `preprocessing_of`.
     Raises:
-        InputError: unknown model, missing or foreign weights, a size that the model cannot take.
+        InputError: as `pretrained_model`.
     """
-    model = pretrained_model(name, weights).eval()
-    try:
-        with torch.no_grad():
-            dim = model(torch.zeros(1, 3, image_size, image_size)).flatten(1).shape[1]
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError(f"{name} cannot take images of {image_size} pixels "
-                         f"({reason_of(error)}): change --image_size") from None
+    preprocessing = preprocessing_of(name, image_size, normalise)
+    model, dim = pretrained_model(name, weights, preprocessing.image_size)
     learnt = weights != "none"
     frozen = batch_norm == "frozen" or (batch_norm == "auto" and learnt)
-    return Backbone(model.train(), name, image_size, dim, learnt, frozen)
+    return Backbone(model, name, preprocessing, dim, learnt, frozen)
 
 
 def _mlp(widths: Sequence[int], relu_at_end: bool = False) -> nn.Sequential:
@@ -290,7 +289,8 @@ def rebuild_autoencoder(checkpoint: dict[str, Any], path: Path) -> MultisourceAu
 def rebuild_hash_network(checkpoint: dict[str, Any], path: Path) -> HashNetwork:
     """That of a checkpoint of stage 2, in eval mode, on the CPU. Raises InputError: as above."""
     network = checkpoint["network"]
-    backbone = load_backbone(network["model_type"], "none", network["image_size"])
+    backbone = load_backbone(network["model_type"], "none", network["image_size"],
+                             normalise=network.get("normalise"))
     hash_network = HashNetwork(backbone, network["hash_bit"], network.get("head_width", 0))
     prefix = "hash_network."
     state = {key.removeprefix(prefix): value for key, value in checkpoint["model"].items()

@@ -115,7 +115,7 @@ def hash_dataset(args: argparse.Namespace, compute: Compute
         print("the frozen backbone's features are in the cache: hashing those")
         hash_network.to(compute.device)
     else:
-        loader = ImageLoader(dataset.source1, label, network["image_size"], compute,
+        loader = ImageLoader(dataset.source1, label, hash_network.backbone.preprocessing, compute,
                              resident=False)  # each image is needed once
         if compute.compile:
             hash_network.backbone.compile_for(compute.device)

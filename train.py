@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from data_loader import MODULES, ImageLoader, inherit_dataset, moved_places
 from datasets.base import DataConfig, PairedDataset
 from datasets.record import image_record, of_content
-from engine import cli
+from engine import cli, network_flags
+from engine.backbones import preprocessing_of
 from engine.checkpoint import LIMITS, content_of
 from engine.cli import ArgumentParser, number, number_or
 from engine.data_flags import add_data_flags
@@ -53,13 +54,14 @@ def main() -> None:
     run = open_run(args, dataset, data, R, content_of(stage1, autoencoder.state_dict()))
     features = training_features(args, dataset, (stage1, path), compute)
     images = image_record(dataset, compute.cache_dir)
-    loader = ImageLoader(dataset.source1, dataset.file_label(0), args.image_size, compute)
 
     # ------------------------------------------------------------ model
     # None is --alpha auto.
     alpha = max(1.0, autoencoder.latent_dim - 1.0) if args.alpha is None else args.alpha
     centres = make_centres(autoencoder.to(device), features, alpha, args)
-    backbone = load_backbone(args.model_type, args.weights, args.image_size, args.batch_norm)
+    backbone = load_backbone(args.model_type, args.weights, args.image_size, args.batch_norm,
+                             args.normalise)
+    loader = ImageLoader(dataset.source1, dataset.file_label(0), backbone.preprocessing, compute)
     phases = plan_phases(args, backbone, dataset, loader, compute)
     hash_network = HashNetwork(backbone, args.hash_bit, args.head_width)
     model = MrHash(hash_network, autoencoder, centres, alpha)
@@ -174,7 +176,7 @@ def checkpoint_of(args: argparse.Namespace, dataset: PairedDataset, data: DataCo
     """mrhash.pth but for epoch and weights: what is needed to hash without any flag."""
     network = {"model_type": args.model_type, "hash_bit": args.hash_bit,
                "head_width": args.head_width, "image_size": args.image_size,
-               "n_clusters": args.n_clusters, "threshold": args.T,
+               "normalise": args.normalise, "n_clusters": args.n_clusters, "threshold": args.T,
                "autoencoder": autoencoder.settings()}
     return {"format": "mrhash-1", "select": args.select, "network": network,
             "data": data.as_dict(), "fingerprint": dataset.fingerprint}
@@ -188,6 +190,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     cli.add_run_flags(parser, batch_size=128)
     cli.add_training_flags(parser, "runs/mrhash_<data_name>_<hash_bit>bit")
     args = cli.parse_with_preset(parser, arguments)
+    if args.image_size is None and args.preset != "best":  # which takes that of stage 1
+        args.image_size = preprocessing_of(args.model_type).image_size
     if args.max_epoch is None and args.head_epochs == 0:
         parser.error("argument --max_epoch: none trains nothing without --head_epochs")
     if args.select == "test_map" and args.eval_frequency == 0:
@@ -202,18 +206,19 @@ def add_method_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--hash_bit", type=number(int, *LIMITS["hash_bit"]), default=32,
                        help="bits a code, 1 to 1024; 32 or 64 is a fair start")
     group.add_argument("--model_type", default="alexnet",
-                       help="torchvision model that is trained to hash; alexnet is the paper's "
-                            "(--preset best: the network of stage 1)")
+                       help=f"network that is trained to hash: {network_flags.NETWORKS}; alexnet "
+                            "is the paper's (--preset best: the network of stage 1)")
     group.add_argument("--weights", default="imagenet",
-                       help="what it starts from: imagenet, a state-dict file, or none (then raise "
-                            "--multi_lr: there is nothing yet to preserve)")
+                       help="what it starts from: imagenet, a state-dict or .safetensors file, or "
+                            "none (then raise --multi_lr: there is nothing yet to preserve)")
     group.add_argument("--feature_weights",
                        help="only when the file of stage 1 lies elsewhere now: the same weights, "
                             "new place")
-    cli.add_feature_file_flags(group, inherited=True)
-    group.add_argument("--image_size", type=number(int, 1, LARGEST_SIDE), default=224,
-                       help="side of the crop; 64 to 128 is much faster on a CPU and costs "
-                            "accuracy")
+    network_flags.add_feature_file_flags(group, inherited=True)
+    group.add_argument("--image_size", type=number(int, 1, LARGEST_SIDE),
+                       help="side of the crop (default: the network's own, 224 for most); 64 to "
+                            "128 is much faster on a CPU and costs accuracy")
+    network_flags.add_normalise_flag(group)
     group.add_argument("--batch_norm", choices=("auto", "frozen", "adapt"), default="auto",
                        help="running statistics of batch normalisation: frozen suits pretrained "
                             "weights, adapt suits none; auto chooses by --weights")

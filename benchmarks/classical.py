@@ -20,14 +20,13 @@ from benchmarks.baselines import BASELINES
 from benchmarks.cells import Cell, Record, check_settings, read_json
 from benchmarks.methods import FLOATS, TITLES, TRAINED
 from datasets.base import PairedDataset
+from engine.backbones import preprocessing_of
 from engine.cli import Compute, cache_folder
 from engine.files import atomic_file, write_json
 from engine.monitor import choose_R
 from engine.run import environment
 from myautoencoder.features import dataset_features
 from utils import collapse_warning, setup_device, sha256_of
-
-IMAGE_SIZE = 224  # of the features, as autoencoder.py's
 
 
 class Classical:
@@ -93,7 +92,7 @@ class Classical:
         compute = Compute(torch.device(self.device), cache_dir=cache_folder(self.args))
         dataset = self.dataset if both else replace(self.dataset, source2=None)
         settings = {"feature_backbone": self.args.backbone, "feature_weights": self.args.weights,
-                    "image_size": IMAGE_SIZE, "amp": False}
+                    "image_size": preprocessing_of(self.args.backbone).image_size, "amp": False}
         arrays, _ = dataset_features(dataset, settings, self.args.weights, compute)
         return [torch.from_numpy(np.array(x)).double() for x in arrays]
 

@@ -22,13 +22,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.cells import Cell, Key, Record, claim, folder_name, run_cells
-from benchmarks.classical import IMAGE_SIZE, Classical
+from benchmarks.classical import Classical
 from benchmarks.methods import GROUPS, PAIRED, TITLES, TRAINED, USUAL
 from benchmarks.report import report
 from benchmarks.trained import pretrain, stop_scripts, train_and_test
 from data_loader import config_of, load_dataset, load_readable
 from datasets.base import PairedDataset
 from datasets.store import unreadable
+from engine.backbones import preprocessing_of
 from engine.checkpoint import LIMITS
 from engine.cli import ArgumentParser, number, run
 from engine.data_flags import add_own_image_flags
@@ -50,6 +51,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Namespace:
     args.ablation_bit = sorted(set(args.ablation_bit))
     wanted = {name for word in args.methods for name in GROUPS.get(word, [word])}
     args.methods = [name for name in TITLES if name in wanted]
+    if args.image_size is None:
+        args.image_size = preprocessing_of(args.backbone).image_size
     if args.curve_bit is None:
         args.curve_bit = 64 if 64 in args.hash_bit else args.hash_bit[-1]
     elif args.curve_bit not in args.hash_bit:
@@ -89,9 +92,11 @@ def _add_cell_flags(group: Group) -> None:
     add_own_image_flags(group)
     add("--skip_bad", action="store_true",
         help="as for autoencoder.py: leave out unreadable images")
-    add("--backbone", default="mobilenet_v2", help="for the features and for the hash network")
+    add("--backbone", default="efficientnet_lite0",
+        help="for the features and for the hash network")
     add("--weights", default="imagenet", help="of the backbone, as for train.py --weights")
-    add("--image_size", type=number(int, 1, LARGEST_SIDE), default=224, help="for the hash network")
+    add("--image_size", type=number(int, 1, LARGEST_SIDE),
+        help="for the hash network, where it is fine-tuned (default: the network's own)")
     add("--max_epoch", type=number(int, 0), default=50, help="as for train.py")
     add("--batch_size", type=whole, default=128,
         help="as for train.py; a small one makes more steps of few epochs")
@@ -153,7 +158,7 @@ def check_needs(args: Namespace, cells: Sequence[Cell], dataset: PairedDataset) 
     """Raise InputError, once and not a cell, where weights or packages for cells cannot be had."""
     if all((cell.folder / "results.json").exists() for cell in cells if cell.key):
         return
-    load_backbone(args.backbone, args.weights, IMAGE_SIZE)
+    load_backbone(args.backbone, args.weights)
     for index, source in enumerate(dataset.sources):
         unreadable(source.subset(np.arange(1)), dataset.file_label(index))  # needs its packages
 

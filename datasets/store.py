@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from datasets.sources import ImageSource
-from datasets.transforms import resize_side, scaled_size
+from datasets.transforms import scaled_size
 from engine.cache import cached_array, open_cached
+from engine.preprocessing import Preprocessing
 from utils import InputError, progress, sha256_of, warn_once
 
 STORE_VERSION = 3  # another one makes all cached images useless
@@ -34,45 +35,44 @@ class ImageStore:
     store and move for EuroSAT.
     """
 
-    def __init__(self, images: np.ndarray, sizes: np.ndarray, side: int, key: str) -> None:
+    def __init__(self, images: np.ndarray, sizes: np.ndarray, key: str) -> None:
         """What `open` found.
 
         Args:
             images: (N, C, H, W) uint8, an array or a memory map.
             sizes: (N, 2) int64, the valid height and width of each.
-            side: the shorter side after the first resize.
             key: changes with the content.
         """
-        self.images, self.sizes, self.side, self.key = images, sizes, side, key
+        self.images, self.sizes, self.key = images, sizes, key
 
     def __len__(self) -> int:
         return len(self.images)
 
     @staticmethod
-    def open(source: ImageSource, label: str, image_size: int, cache_dir: Path | None,
+    def open(source: ImageSource, label: str, views: Preprocessing, cache_dir: Path | None,
              workers: int = 4) -> ImageStore:
         """Decode every image of `source`, or map the store that an earlier run decoded.
 
         Args:
             source: N images.
             label: for the file name and the progress bar.
-            image_size: side of the final crop, pixels.
+            views: says how large images are resized.
             cache_dir: where stores lie; None keeps this one in memory.
             workers: threads that decode.
         Raises:
             UnreadableImages: all images that cannot be read.
             InputError: images of very different shapes.
         """
-        side = resize_side(image_size)
-        key = sha256_of(STORE_VERSION, source.stamp(cache_dir), side)[:16]
+        key = sha256_of(STORE_VERSION, source.stamp(cache_dir), views.side, views.interpolation,
+                        views.squash)[:16]
         path = None if cache_dir is None else cache_dir / "images" / f"{label}-{key}.npy"
-        decoding = _Decoding(source, label, side, workers)
+        decoding = _Decoding(source, label, views, workers)
         sizes = np.array(_made(path and path.with_suffix(".sizes.npy"), (len(source), 2), np.int64,
                                decoding.sizes_from))
         _check_room(source, label, sizes)
         decoding.sizes, decoding.largest = sizes, sizes.max(axis=0).tolist()
         shape = (len(source), source.channels, *decoding.largest)
-        store = ImageStore(_made(path, shape, np.uint8, decoding.images_from), sizes, side, key)
+        store = ImageStore(_made(path, shape, np.uint8, decoding.images_from), sizes, key)
         kept = _brightness_file(source, label, cache_dir)
         warn_if_flat(_made(kept, (len(store.sample()), 2), np.uint8, store.brightness_from), label,
                      source.value_range)
@@ -155,8 +155,10 @@ def _check_room(source: ImageSource, label: str, sizes: np.ndarray) -> None:
 class _Decoding:
     """The way of the images of a source into a store: first their sizes, then their pixels."""
 
-    def __init__(self, source: ImageSource, label: str, side: int, workers: int) -> None:
-        self.source, self.label, self.side, self.workers = source, label, side, workers
+    def __init__(self, source: ImageSource, label: str, views: Preprocessing, workers: int
+                 ) -> None:
+        self.source, self.label, self.views, self.workers = source, label, views, workers
+        self.filter = Image.Resampling[views.interpolation.upper()]
         # Known by the time of images_from:
         self.sizes, self.largest = np.zeros((0, 2), np.int64), [0, 0]
 
@@ -186,8 +188,8 @@ class _Decoding:
 
     def _size(self, row: int) -> tuple[int, int]:
         height, width = self.source.size(row)
-        if min(height, width) > self.side:
-            return scaled_size(height, width, self.side)
+        if min(height, width) > self.views.side:
+            return scaled_size(height, width, self.views)
         return height, width
 
     def _pixels(self, row: int) -> np.ndarray:
@@ -195,7 +197,7 @@ class _Decoding:
         height, width = self.sizes[row].tolist()
         if pixels.shape[:2] != (height, width):
             image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-            resized = image.resize((width, height), Image.Resampling.BILINEAR)
+            resized = image.resize((width, height), self.filter)
             pixels = np.asarray(resized).reshape(height, width, channels)
         padded = np.zeros((channels, *self.largest), np.uint8)
         padded[:, :height, :width] = pixels.transpose(2, 0, 1)

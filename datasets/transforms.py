@@ -1,8 +1,8 @@
 """Images resized, cropped and flipped in batches on the device.
 
-Every resize of a Pillow image is a small matrix per axis (the triangle filter, as wide as the step
-down), so "resize 256, crop, resize 224, flip" is two matrix products per image: exact, batched, and
-the same on any device. Boxes are drawn on the CPU, so all devices see the same augmentations.
+Every resize of a Pillow image is a small matrix per axis (a filter as wide as the step down), so
+"resize 256, crop, resize 224, flip" is two matrix products per image: exact, batched, and the same
+on any device. Boxes are drawn on the CPU, so all devices see the same augmentations.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from engine.preprocessing import Preprocessing
+
 CPU = torch.device("cpu")
 
 
-def resize_side(image_size: int) -> int:
-    """The shorter side before cropping: 256 for the published 224, else in proportion."""
-    return round(image_size * 256 / 224)
-
-
-def scaled_size(height: int, width: int, side: int) -> tuple[int, int]:
-    """(height, width) after torchvision's Resize(side): the shorter side becomes `side`."""
+def scaled_size(height: int, width: int, views: Preprocessing) -> tuple[int, int]:
+    """(height, width) after the first resize, torchvision's: the shorter side becomes `side`."""
+    side = views.side
+    if views.squash:
+        return side, side
     if height <= width:
         return side, int(side * width / height)
     return int(side * height / width), side
@@ -37,33 +35,40 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def axis_matrix(start: Tensor, extent: Tensor, length: Tensor, first: Tensor, count: int,
-                width: int, device: torch.device = CPU) -> Tensor:
-    """Rows of the matrix by which Pillow's bilinear filter resizes one axis.
+def axis_matrix(spans: tuple[Tensor, Tensor, Tensor, Tensor], count: int, width: int,
+                device: torch.device = CPU, bicubic: bool = False) -> Tensor:
+    """Rows of the matrix by which Pillow resizes one axis, with its bilinear or bicubic filter.
 
     Args:
-        start: (B,) first pixel of the source interval; pixels outside it are not looked at, as
-            after a crop.
-        extent: (B,) pixels of that interval.
-        length: (B,) pixels it is resized to.
-        first: (B,) the first output pixel wanted.
+        spans: start, (B,), the first pixel of the source interval, outside of which no pixel is
+            looked at, as after a crop; extent, (B,), pixels of that interval; length, (B,), pixels
+            it is resized to; first, (B,), the first output pixel wanted.
         count: output pixels wanted.
         width: columns, at least start + extent.
         device: of the result.
+        bicubic: else bilinear.
     Returns:
         float32 (B, count, width); each row sums to 1.
     """
     # Four short vectors travel, not the matrices: those are as large as the images.
     start, extent, length, first = (to_device(value.float(), device)[:, None, None]
-                                    for value in (start, extent, length, first))
+                                    for value in spans)
     step = extent / length
     reach = step.clamp(min=1.0)  # a step down averages over the step, a step up interpolates
     centre = start + (first + torch.arange(count, device=device)[:, None] + 0.5) * step
     pixel = torch.arange(width, device=device)
-    weight = (1 - (pixel + 0.5 - centre).abs() / reach).clamp(min=0)
+    distance = (pixel + 0.5 - centre).abs() / reach
+    weight = _cubic(distance) if bicubic else (1 - distance).clamp(min=0)
     weight = weight * ((pixel >= start) & (pixel < start + extent))
     # Rows past an image that is smaller than others of its batch are empty, never used: 0, not NaN.
     return weight / weight.sum(dim=-1, keepdim=True).clamp(min=1e-12)
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    """The cubic convolution of Keys (1981) with a = -1/2, as Pillow has it."""
+    near = (1.5 * distance - 2.5) * distance * distance + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
 
 
 def random_crops(heights: Tensor, widths: Tensor, generator: torch.Generator
@@ -102,9 +107,11 @@ class Transform:
     Images come padded, (B, C, H, W), with their valid (height, width) in `sizes`, int64 (B, 2).
     """
 
-    def __init__(self, image_size: int) -> None:
-        self.image_size, self.side = image_size, resize_side(image_size)
-        self._statistics: dict[torch.device, Tensor] = {}  # of ImageNet, where they were needed
+    def __init__(self, views: Preprocessing) -> None:
+        """views: how the network expects images."""
+        self.views, self.image_size = views, views.image_size
+        self.bicubic = views.interpolation == "bicubic"
+        self._statistics: dict[torch.device, Tensor] = {}  # mean and std, where they were needed
 
     def test(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Resize, CenterCrop, normalise, as torchvision does on Pillow images."""
@@ -114,8 +121,9 @@ class Transform:
         first = torch.round((scaled - self.image_size).double() / 2).long()
         zero = torch.zeros(len(sizes), dtype=torch.long)
         vertical, horizontal = (
-            axis_matrix(zero, sizes[:, axis], scaled[:, axis], first[:, axis], self.image_size,
-                        images.shape[2 + axis], images.device) for axis in (0, 1))
+            axis_matrix((zero, sizes[:, axis], scaled[:, axis], first[:, axis]), self.image_size,
+                        images.shape[2 + axis], images.device, self.bicubic)
+            for axis in (0, 1))
         return self._apply(images, vertical, horizontal)
 
     def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor:
@@ -142,18 +150,20 @@ class Transform:
         scaled = self._scaled(sizes)
         longest, stored = int(scaled[:, axis].max()), images.shape[2 + axis]
         full = torch.full_like(start, self.image_size)
-        crop = axis_matrix(start, extent, full, torch.zeros_like(start), self.image_size, longest,
-                           images.device)
+        crop = axis_matrix((start, extent, full, torch.zeros_like(start)), self.image_size,
+                           longest, images.device, self.bicubic)
         if torch.equal(scaled, sizes):  # the first resize leaves all of them as they are
             return crop if longest == stored else F.pad(crop, (0, stored - longest))
         lengths = _one_if_equal(torch.stack((sizes[:, axis], scaled[:, axis]), dim=1))
         zero = torch.zeros(len(lengths), dtype=torch.long)
-        return crop @ axis_matrix(zero, lengths[:, 0], lengths[:, 1], zero, longest, stored,
-                                  images.device)
+        return crop @ axis_matrix((zero, lengths[:, 0], lengths[:, 1], zero), longest, stored,
+                                  images.device, self.bicubic)
 
     def _scaled(self, sizes: Tensor) -> Tensor:
         """(B, 2) sizes after the first resize; those of images that have had theirs stay."""
-        return self.side * sizes // sizes.min(dim=1, keepdim=True).values
+        if self.views.squash:
+            return torch.full_like(sizes, self.views.side)
+        return self.views.side * sizes // sizes.min(dim=1, keepdim=True).values
 
     def _apply(self, images: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
         pixels = images.float()
@@ -161,10 +171,12 @@ class Transform:
         pixels = pixels.reshape(batch, channels * height, width) @ horizontal.transpose(1, 2)
         pixels = vertical[:, None] @ pixels.reshape(batch, channels, height, self.image_size)
         if images.device not in self._statistics:
-            statistics = torch.tensor((IMAGENET_MEAN, IMAGENET_STD)) * 255
+            statistics = torch.tensor((self.views.mean, self.views.std)) * 255
             self._statistics[images.device] = statistics[:, :, None, None].to(images.device)
         mean, std = self._statistics[images.device]
-        # A panchromatic image has one channel: broadcasting repeats it for the ImageNet network.
+        if self.bicubic:
+            pixels = pixels.clamp(0, 255)  # it overshoots at edges
+        # A panchromatic image has one channel: broadcasting repeats it for three.
         return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
 
 

@@ -204,6 +204,13 @@ def _check_values(content: dict[str, Any], expected: dict[str, Any], path: Path)
                              f"{least} to {most}")
     if not abs(values.get("threshold", 0)) < 1e30:
         raise InputError(f"{path}: the threshold of its bits is no finite number")
+    normalise = values.get("normalise")
+    if normalise is not None and not (
+            type(normalise) is list and len(normalise) in (2, 6)
+            and all(type(value) is float and abs(value) < 1e6 for value in normalise)
+            and min(normalise[len(normalise) // 2:]) > 0):
+        raise InputError(f"{path}: normalise is {str(normalise)[:80]}, expected means and standard "
+                         "deviations")
     norm = values.get("feature_norm", "none")
     if type(norm) is not str or norm not in ("none", "unit"):
         raise InputError(f"{path}: feature_norm is {str(norm)[:40]!r}, expected none or unit")

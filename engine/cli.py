@@ -154,11 +154,12 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "published": {
         "autoencoder.py": {
             "feature_backbone": "resnet50", "feature_weights": "imagenet", "image_size": 224,
+            "normalise": None,
             "feature_norm": "none", "neighbours": 0, "encoder": "unisource", "init": "torch",
             "latent_dim": 64, "lambda1": 0.1, "lr": 0.001, "batch_size": 512, "epoch": 200,
             "select": "test_map", "data_hash": 0, "seed": 13},
         "train.py": {
-            "model_type": "alexnet", "weights": "imagenet", "image_size": 224,
+            "model_type": "alexnet", "weights": "imagenet", "image_size": 224, "normalise": None,
             "batch_norm": "adapt", "hash_bit": 32, "n_clusters": 16, "alpha": 1.0,
             "label_spread": 0.0, "pseudo_labels": "multi", "targets": "epoch",
             "autoencoder": "trained", "centres": "trained", "kl": "mean", "lambda0": 5.0,
@@ -170,7 +171,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "best": {
         "autoencoder.py": {"feature_norm": "unit", "neighbours": 10},
         "train.py": {
-            "model_type": None, "weights": None, "image_size": None,  # those of stage 1
+            "model_type": None, "weights": None,  # and image_size: those of stage 1
             "n_clusters": 32, "alpha": None, "label_spread": 0.2, "targets": "once",
             "autoencoder": "fixed", "centres": "fixed", "kl": "batchmean", "head_width": 512,
             "head_epochs": 50, "max_epoch": None},
@@ -195,22 +196,6 @@ def parse_with_preset(parser: argparse.ArgumentParser, arguments: Sequence[str] 
 
 
 # ---------------------------------------------------------------- flags that scripts share
-
-
-def add_feature_file_flags(group: argparse._ArgumentGroup, inherited: bool) -> None:
-    """--features1 and --features2. `inherited`: unset ones come from the checkpoint."""
-    for number in (1, 2):
-        if inherited:
-            text = (f"only when the file of features of source {number} lies elsewhere now: the "
-                    "same file, new place")
-        else:
-            text = (f"take the features of source {number} from this pickle or .npz of data (N, d) "
-                    "and labels (N,), rows as in train.txt, then test.txt of --split_dir, instead "
-                    "of extracting them")
-            if number == 2:
-                text += "; the images of source 2 need not be there"
-        group.add_argument(f"--features{number}", metavar="FILE", help=text)
-
 
 def add_run_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """Flags of how and where to compute, which `setup` turns into a `Compute`."""

@@ -1,84 +1,31 @@
-"""CNNs by name, without their classifier, with weights that are downloaded or from a file.
-
-Another family of models is another function beside `_torchvision`.
-"""
+"""Weights: state dicts of other people's files, read safely and checked before they are used."""
 
 from __future__ import annotations
 
-import http.client
 import logging
 import re
-import socket
-import warnings
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from engine.checkpoint import load_state, load_tensors, reason_of
-from utils import InputError, first_few, resolve_path
+from utils import InputError, first_few
 
-AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of googlenet and inception, for training only
 # What training scripts put a state dict into, and what their wrappers put before each name.
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = re.compile(r"((module|model|net|_orig_mod)\.)*")
 
 
-def pretrained_model(name: str, weights: str) -> nn.Module:
-    """A CNN that ends before its classifier.
+def read_state(path: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a state-dict file, without the wrappers of training scripts.
 
     Args:
-        name: any torchvision classification model.
-        weights: imagenet (downloaded once), none (random), or a state-dict file, of torch.save or
-            .safetensors.
-    Returns:
-        images (B, 3, S, S) -> features (B, dim), in train mode on the CPU.
+        path: of torch.save, or .safetensors.
+        name: of the network that they are for.
     Raises:
-        InputError: unknown model, or weights that are missing, damaged or of another model.
+        InputError: missing, damaged, or no state dict.
     """
-    model, classifier = _torchvision(name)
-    if weights != "none":
-        imagenet = weights == "imagenet"
-        state = _download(name) if imagenet else _read(resolve_path(weights), name)
-        problem = f"{weights} does not hold weights of {name}"
-        _fill(model, state, (classifier + ".", *AUXILIARY), problem)
-    parent, _, leaf = classifier.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, nn.Identity())
-    return model
-
-
-def _torchvision(name: str) -> tuple[nn.Module, str]:
-    """A model with random weights, and the name of its last layer, which gives the classes."""
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        raise InputError(f"{name} is no torchvision classification model: use alexnet, resnet50, "
-                         "mobilenet_v2 or another name of torchvision.models.list_models()")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # googlenet and inception announce a changed initialisation
-        model = torchvision.models.get_model(name, weights=None)
-    found = [path for path, layer in model.named_modules()  # auxiliary heads are defined earlier
-             if (isinstance(layer, nn.Linear) and layer.out_features == 1000)
-             or (isinstance(layer, nn.Conv2d) and layer.out_channels == 1000)]
-    return model, found[-1]
-
-
-def _download(name: str) -> dict[str, Tensor]:
-    choices = torchvision.models.get_model_weights(name)
-    chosen = getattr(choices, "IMAGENET1K_V1", None) or choices.DEFAULT  # V1 is what the paper had
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # else a silent server is waited for without end
-    try:
-        return chosen.get_state_dict(progress=True, check_hash=True)
-    except (OSError, http.client.HTTPException, RuntimeError) as error:
-        raise InputError(
-            f"ImageNet weights of {name} cannot be downloaded ({error}): fetch {chosen.url} "
-            "elsewhere and give the file to --weights or --feature_weights, or use none") from None
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _read(path: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of a state-dict file, without the wrappers of training scripts."""
     if not path.is_file():
         raise InputError(f"no weights at {path}: expected imagenet, none, or a state-dict file of "
                          f"{name}")
@@ -137,9 +84,13 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(wrappers): value for key, value in state.items()}
 
 
-def _fill(model: nn.Module, state: dict[str, Tensor], optional: tuple[str, ...], problem: str
-          ) -> None:
-    """Load `state`; only what begins as one of `optional` may be absent or differ; it is left."""
+def fill_pretrained(model: nn.Module, state: dict[str, Tensor], optional: tuple[str, ...],
+                    problem: str) -> None:
+    """Load `state`; only what begins as one of `optional` may be absent or differ; it is left.
+
+    Raises:
+        InputError: it does not fit; the message begins with `problem`.
+    """
     ours = model.state_dict()
     wrong, found = [], {}
     for key in sorted(ours.keys() | state.keys()):
@@ -157,6 +108,14 @@ def _fill(model: nn.Module, state: dict[str, Tensor], optional: tuple[str, ...],
                          f"shape or kind, first {wrong[0][:80]}; the file has "
                          f"{first_few([key[:80] for key in state])}")
     load_state(model, found, strict=False)
+
+
+def cannot_download(name: str, error: Exception, place: str) -> InputError:
+    """What to say where the weights of a network cannot be had from `place`."""
+    return InputError(
+        f"the weights of {name} cannot be downloaded ({reason_of(error)}): fetch {place} elsewhere "
+        "and give the file to --weights or --feature_weights, or use efficientnet_lite0, whose "
+        "weights pip has installed")
 
 
 def fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from data_loader import MODULES, config_of, load_dataset, load_readable, moved_places
 from datasets.base import DataConfig, PairedDataset
 from datasets.record import image_record, of_content
-from engine import cli
+from engine import cli, network_flags
+from engine.backbones import preprocessing_of
 from engine.checkpoint import LIMITS
 from engine.cli import ArgumentParser, number
 from engine.data_flags import add_data_flags
@@ -180,8 +181,8 @@ def feature_settings(args: argparse.Namespace, dataset: PairedDataset) -> dict[s
     """What says how features are made; the checkpoint keeps it, and train.py makes the same."""
     files = [args.features1, args.features2]
     settings = {"feature_backbone": args.feature_backbone, "feature_weights": args.feature_weights,
-                "image_size": args.image_size, "amp": args.amp, "files": files,
-                "feature_norm": args.feature_norm, "neighbours": args.neighbours}
+                "image_size": args.image_size, "normalise": args.normalise, "amp": args.amp,
+                "files": files, "feature_norm": args.feature_norm, "neighbours": args.neighbours}
     if all(files[:count_sources(args, dataset)]):  # no backbone takes part
         settings |= {"feature_backbone": None, "feature_weights": None}
     return settings
@@ -223,18 +224,24 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add_method_flags(parser.add_argument_group("method"))
     cli.add_run_flags(parser, batch_size=512)
     cli.add_training_flags(parser, "runs/autoencoder_<data_name>")
-    return cli.parse_with_preset(parser, arguments)
+    args = cli.parse_with_preset(parser, arguments)
+    if args.image_size is None:
+        args.image_size = preprocessing_of(args.feature_backbone).image_size
+    return args
 
 
 def add_method_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--feature_backbone", "--pretrained_type", default="resnet50",
-                       help="torchvision model whose frozen features are reconstructed")
+                       help="network whose frozen features are reconstructed: "
+                            f"{network_flags.NETWORKS}; resnet50 is the paper's")
     group.add_argument("--feature_weights", default="imagenet",
-                       help="imagenet (downloaded once), a state-dict file where there is no "
-                            "network, or none to try things out")
-    cli.add_feature_file_flags(group, inherited=False)
-    group.add_argument("--image_size", type=number(int, 1, LARGEST_SIDE), default=224,
-                       help="side of the crop for the features; keep 224 unless time is short")
+                       help="imagenet (for efficientnet_lite0 from pip, else downloaded once), a "
+                            "state-dict or .safetensors file, or none to try things out")
+    network_flags.add_feature_file_flags(group, inherited=False)
+    group.add_argument("--image_size", type=number(int, 1, LARGEST_SIDE),
+                       help="side of the crop for the features (default: the network's own, 224 "
+                            "for most); keep it unless time is short")
+    network_flags.add_normalise_flag(group)
     group.add_argument("--feature_norm", choices=("none", "unit"), default="none",
                        help="unit: features are centred and brought to one length, so that what "
                             "counts is their direction, as for the cosine; none as published")

@@ -141,12 +141,12 @@ class FeatureExtractor:
         name, content = self.backbone.name, self.backbone.digest
         # bfloat16 changes the values, and float32 on another kind of device only the last digits.
         key = sha256_of(FEATURE_VERSION, source.stamp(self.compute.cache_dir), name, content,
-                        self.backbone.image_size, self.compute.amp)[:16]
-        return self.compute.cache_dir / "features" / f"{label}-{name}-{key}.npy"
+                        self.backbone.preprocessing, self.compute.amp)[:16]
+        return self.compute.cache_dir / "features" / f"{label}-{name.replace('/', '-')}-{key}.npy"
 
     def _rows_from(self, first: int, source: ImageSource, label: str) -> Iterator[np.ndarray]:
         """The features from a row on, float32 (B, dim), batch by batch."""
-        loader = ImageLoader(source, label, self.backbone.image_size, self.compute)
+        loader = ImageLoader(source, label, self.backbone.preprocessing, self.compute)
         if self.backbone.needs_calibration:
             calibrate(self.backbone, loader)
         if self.compute.compile:
@@ -168,7 +168,8 @@ def dataset_features(dataset: PairedDataset, settings: dict[str, Any], weights: 
 
     Args:
         dataset: N scenes.
-        settings: feature_backbone, image_size, amp; of a checkpoint also the `content` to find.
+        settings: feature_backbone, image_size, amp and, where it is set, normalise; of a
+            checkpoint also the `content` to find.
         weights: imagenet, none or a file.
         compute: how; its amp is that of `settings`.
         files: for each source a file of features to take instead of the images
@@ -207,7 +208,8 @@ def _frozen_backbone(settings: dict[str, Any], weights: str) -> Backbone:
     # Weights `none` must be the same for every run and seed, or the cache would be of no use.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return load_backbone(settings["feature_backbone"], weights, settings["image_size"])
+        return load_backbone(settings["feature_backbone"], weights, settings["image_size"],
+                             normalise=settings.get("normalise"))
 
 
 def _other_content(settings: dict[str, Any], weights: str | None, files: Sequence[str | None]

@@ -45,8 +45,11 @@ def load_stage1(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
         own = args.model_type in (None, features["feature_backbone"])
         known = args.feature_weights or features["feature_weights"]
         args.weights = known if own else "imagenet"
+        if own and args.normalise is None:
+            args.normalise = features.get("normalise")
     args.model_type = args.model_type or features["feature_backbone"]
-    args.image_size = args.image_size or features["image_size"]
+    if args.image_size is None:
+        args.image_size = features["image_size"]
     if args.model_type is None:
         raise InputError(f"{path} was made from files of features, which do not say from which "
                          "network: name one with --model_type and --weights")

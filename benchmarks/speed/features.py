@@ -33,7 +33,6 @@ from benchmarks.speed.plain import Reading, plain_outputs
 from benchmarks.tables import heading, row
 from data_loader import ImageLoader
 from datasets.base import PairedDataset
-from datasets.transforms import IMAGENET_STD
 from engine.cli import Compute, number
 from myautoencoder.features import apply_network, calibrate
 from network import Backbone, load_backbone
@@ -41,7 +40,7 @@ from utils import LARGEST_SIDE, InputError, setup_device
 
 PLAIN, ALONE = "plain loop", "plain loop, its network alone"
 FILES, DECODED = "ours, from files", "ours, decoded before"
-GREY = 1 / 255 / min(IMAGENET_STD)  # a grey value, normalised
+GREY = 1 / 255 / 0.224  # a grey value, normalised by the least of the usual deviations
 # Between features of the same image. It is about 0 between those of others; and random weights, or
 # bfloat16, make much of the grey values to which Pillow rounds and ours does not: MobileNetV2 with
 # weights `none` comes to 0.5.
@@ -112,11 +111,11 @@ class Extraction:
                  ) -> None:
         self.dataset, self.count = dataset, len(dataset.source1)
         self.untouched = load_images(args).source1
-        self.reading = Reading(args.image_size, args.batch_size, args.workers, device)
         self.compute = Compute(device, args.batch_size, args.workers)
         torch.manual_seed(0)
         self.backbone: Backbone = load_backbone(args.feature_backbone, args.feature_weights,
                                                 args.image_size)
+        self.reading = Reading(self.backbone.preprocessing, args.batch_size, args.workers, device)
         self.decoded = self.open()
         if self.backbone.needs_calibration:
             calibrate(self.backbone, self.decoded)
@@ -133,7 +132,7 @@ class Extraction:
     def open(self) -> ImageLoader:
         """The images, decoded anew."""
         return ImageLoader(self.dataset.source1, self.dataset.file_label(0),
-                           self.reading.image_size, self.compute)
+                           self.reading.views, self.compute)
 
     def run(self, name: str, rows: np.ndarray) -> np.ndarray | None:
         """One method, by its name, over these rows; None where it makes no features."""

@@ -22,24 +22,26 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from benchmarks.speed.evaluations import map_by_matrix
 from datasets.sources import ImageSource
-from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, resize_side
+from engine.preprocessing import Preprocessing
 from loss import reconstruction_loss
 from network import MultisourceAutoencoder
 
 # ---------------------------------------------------------------- images
 
 
-def test_transform(image_size: int) -> T.Compose:
-    """Resize 256, centre crop 224, normalise; in proportion for other sizes."""
-    return T.Compose([T.Resize(resize_side(image_size)), T.CenterCrop(image_size), T.ToTensor(),
-                      T.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+def test_transform(views: Preprocessing) -> T.Compose:
+    """Resize, centre crop, normalise: 256 and 224 for most networks."""
+    kind = T.InterpolationMode(views.interpolation)
+    return T.Compose([T.Resize(views.side, kind), T.CenterCrop(views.image_size), T.ToTensor(),
+                      T.Normalize(views.mean, views.std)])
 
 
-def train_transform(image_size: int) -> T.Compose:
-    """Resize 256, random resized crop 224, random flip, normalise; in proportion otherwise."""
-    return T.Compose([T.Resize(resize_side(image_size)), T.RandomResizedCrop(image_size),
-                      T.RandomHorizontalFlip(), T.ToTensor(),
-                      T.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+def train_transform(views: Preprocessing) -> T.Compose:
+    """Resize, random resized crop, random flip, normalise."""
+    kind = T.InterpolationMode(views.interpolation)
+    return T.Compose([T.Resize(views.side, kind),
+                      T.RandomResizedCrop(views.image_size, interpolation=kind),
+                      T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(views.mean, views.std)])
 
 
 class PlainImages(Dataset):
@@ -63,9 +65,9 @@ class PlainImages(Dataset):
 
 @dataclass(frozen=True)
 class Reading:
-    """How plain images are read: side of the crop, images a batch, worker processes, device."""
+    """How plain images are read: what networks expect, batch, worker processes, device."""
 
-    image_size: int
+    views: Preprocessing
     batch_size: int
     workers: int
     device: torch.device
@@ -86,7 +88,7 @@ def plain_outputs(network: nn.Module, source: ImageSource, rows: np.ndarray, rea
                   ) -> np.ndarray:
     """What a network on the device makes of some images: (N, dim)."""
     network.eval()
-    images = PlainImages(source, test_transform(reading.image_size))
+    images = PlainImages(source, test_transform(reading.views))
     batches = [rows[first:first + reading.batch_size].tolist()
                for first in range(0, len(rows), reading.batch_size)]
     outputs = [network(batch.to(reading.device, non_blocking=True)).cpu().numpy()

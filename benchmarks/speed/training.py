@@ -39,6 +39,7 @@ from benchmarks.speed.plain import PlainImages, Reading, plain_loader, train_tra
 from benchmarks.tables import heading, row
 from data_loader import ImageLoader
 from datasets.base import PairedDataset
+from engine.backbones import preprocessing_of
 from engine.cli import Compute, number
 from engine.epoch import Step
 from loss import multi_semantic_loss
@@ -108,17 +109,18 @@ def views_of(name: str, args: argparse.Namespace, dataset: PairedDataset,
         cache: the folder of decoded images.
     """
     device, size = torch.device(args.device), args.image_size
+    expected = preprocessing_of(args.model_type, size)
     if name == CEILING:
         view = torch.randn(len(batches[0]), 3, size, size, device=device)
         view = view.contiguous(memory_format=torch.channels_last)
         return itertools.repeat(view, len(batches))
     if name == PUBLISHED:
-        images = PlainImages(dataset.source1, train_transform(size))
+        images = PlainImages(dataset.source1, train_transform(expected))
         loader = plain_loader(images, [batch.tolist() for batch in batches],
-                              Reading(size, args.batch_size, args.workers, device))
+                              Reading(expected, args.batch_size, args.workers, device))
         return (batch.to(device, non_blocking=True) for batch in loader)
     compute = Compute(device, args.batch_size, args.workers, cache_dir=cache)
-    loader = ImageLoader(dataset.source1, dataset.file_label(0), size, compute)
+    loader = ImageLoader(dataset.source1, dataset.file_label(0), expected, compute)
     return loader.training_views(batches, [slice(0, len(batch)) for batch in batches], 0,
                                  torch.Generator().manual_seed(0))
 
