@@ -42,7 +42,8 @@ PIP_WEIGHTS = {
         "models/efficientnet-lite2-9656183e.pth",
         "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
 }
-# What they were trained with; timm rounds it to 0.5 and 0.5 (docs/backbones.md).
+# What they were trained with (tensorflow/tpu, models/official/efficientnet: main.py and
+# lite/efficientnet_lite_builder.py), bilinear as well; timm has 0.5, 0.5 and bicubic.
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
@@ -70,7 +71,7 @@ def timm_preprocessing(name: str, image_size: int | None) -> Preprocessing:
     kind = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
     mean, std = tuple(config["mean"]), tuple(config["std"])
     if name in PIP_WEIGHTS:
-        mean, std = LITE_MEAN, LITE_STD
+        mean, std, kind = LITE_MEAN, LITE_STD, "bilinear"
     return Preprocessing(size, int(size / config["crop_pct"]), mean, std, kind,
                          config["crop_mode"] == "squash")
 
