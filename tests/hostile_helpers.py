@@ -13,6 +13,7 @@ from PIL import Image
 from data_loader import DataConfig, load_dataset
 from datasets.store import ImageStore
 from hamming import CodeError
+from image_helpers import expects
 from utils import InputError
 
 # MRHASH_FUZZ=1000 tries so many of each kind, others every time.
@@ -88,4 +89,4 @@ def read_all(data_name="pairs", **config):
     """Find a dataset and read every image of it, as the scripts do."""
     places = {name: str(value) for name, value in config.items()}
     dataset = load_dataset(DataConfig(data_name, **places))
-    return [ImageStore.open(source, "test", 32, None, 1) for source in dataset.sources]
+    return [ImageStore.open(source, "test", expects(32), None, 1) for source in dataset.sources]

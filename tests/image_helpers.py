@@ -14,7 +14,8 @@ from torchvision import transforms
 from data_loader import DataConfig, load_dataset
 from datasets.sources import ImageSource
 from datasets.store import ImageStore
-from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
+from engine.backbones import preprocessing_of
+from engine.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from utils import InputError
 
 CLASSES = ("Forest", "Highway", "River")
@@ -81,7 +82,7 @@ def pairs(root, **settings):
 
 
 def stored(dataset, source=0):
-    return lambda: ImageStore.open(dataset.sources[source], "test", 32, None, 2)
+    return lambda: ImageStore.open(dataset.sources[source], "test", expects(32), None, 2)
 
 
 def complaint(call, *parts):
@@ -161,8 +162,13 @@ class Arrays(ImageSource):
         return self.content
 
 
-def store_of(*images, image_size=224):
-    return ImageStore.open(Arrays(images), "test", image_size, None, 2)
+def expects(image_size):
+    """How torchvision's networks expect images of that size."""
+    return preprocessing_of("resnet18", image_size)
+
+
+def store_of(*images, image_size=224, views=None):
+    return ImageStore.open(Arrays(images), "test", views or expects(image_size), None, 2)
 
 
 def batch_of(store):

@@ -21,6 +21,7 @@ from engine.checkpoint import save_checkpoint
 from engine.cli import run
 from engine.files import lock
 from helpers import QUICK, SMALL, make_pairs, script_module, stage1_flags, stage2_flags
+from image_helpers import expects
 from script_helpers import AUTOENCODER, done, load, quick_flags, refused
 from utils import InputError
 
@@ -65,7 +66,7 @@ def test_a_long_list_of_unreadable_images_names_twenty(tmp_path):
         path.write_bytes(b"no image")
     dataset = open_pairs(tmp_path)
     with pytest.raises(InputError) as caught:
-        ImageStore.open(dataset.source1, "test", 32, None, 2)
+        ImageStore.open(dataset.source1, "test", expects(32), None, 2)
     text = str(caught.value)
     assert text.count(".bmp") == 20 and "42 of 42 images" in text and "and 22 more" in text
 
@@ -146,12 +147,12 @@ def test_images_of_a_sensor_that_are_nearly_black_in_8_bits_are_warned_of(tmp_pa
         path.unlink()
         Image.fromarray(values).save(path.with_suffix(".png"))
     dataset = open_pairs(tmp_path)
-    ImageStore.open(dataset.source1, "coarse", 32, None, 2)
+    ImageStore.open(dataset.source1, "coarse", expects(32), None, 2)
     warning, = capsys.readouterr().err.strip().splitlines()
     assert warning.startswith("warning: of 42 images of coarse that were looked at, at least half "
                               "have almost no pixel (1 %) brighter than 6 of 255")
     assert "stretch" in warning and "--range1 2%,98%" in warning
-    ImageStore.open(dataset.source2, "fine", 32, None, 2)
+    ImageStore.open(dataset.source2, "fine", expects(32), None, 2)
     assert capsys.readouterr().err == ""
 
 

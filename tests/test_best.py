@@ -14,6 +14,7 @@ from data_loader import DataConfig, ImageLoader, load_dataset
 from engine.cli import PRESETS, Compute, run
 from engine.loop import Run
 from helpers import QUICK, SMALL, call, read_results, script_module, stage1_flags
+from image_helpers import expects
 from loss import label_spread, soft_assignment, target_distribution
 from myautoencoder.features import apply_network, dataset_features
 from network import rebuild_autoencoder
@@ -162,7 +163,7 @@ def test_the_head_sees_the_features_of_its_own_images(trained, tmp_path, capsys,
     backbone, order, views = seen[0]
     assert sorted(order.tolist()) == list(range(39)) and not torch.equal(order, seen[1][1])
     dataset = dataset_of(load(stage1_of(trained)))
-    loader = ImageLoader(dataset.source1, dataset.file_label(0), 32, CPU)
+    loader = ImageLoader(dataset.source1, dataset.file_label(0), expects(32), CPU)
     made = np.concatenate(list(apply_network(backbone, loader, dataset.train, CPU, "features")))
     torch.testing.assert_close(views, torch.from_numpy(made)[order], rtol=1e-3, atol=1e-4)
     assert made.std(axis=0).max() > 0.01  # images differ

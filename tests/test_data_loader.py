@@ -27,6 +27,7 @@ from image_helpers import (
     Arrays,
     batch_of,
     complaint,
+    expects,
     hollow,
     load,
     noise,
@@ -298,7 +299,8 @@ def compute(cache_dir=None):
 def test_streaming_gives_the_batches_of_a_resident_store(tmp_path, place):
     source = Arrays([picture(seed, 20 + seed, 30) for seed in range(11)])
     how = compute(tmp_path if place == "disk" else None)
-    loaders = [ImageLoader(source, "test", 32, how, resident) for resident in (False, True)]
+    loaders = [ImageLoader(source, "test", expects(32), how, resident)
+               for resident in (False, True)]
     assert [loader.count for loader in loaders] == [11, 11]
     order = torch.randperm(11, generator=torch.Generator().manual_seed(0))
     for rows in (order.split(3), order.split(11), order[:1].split(1), ()):
@@ -313,16 +315,15 @@ def test_streaming_gives_the_batches_of_a_resident_store(tmp_path, place):
 
 def test_test_views_are_those_of_the_rows_asked_for():
     source = Arrays([picture(seed, 40, 50) for seed in range(5)])
-    loader = ImageLoader(source, "test", 32, compute())
+    loader = ImageLoader(source, "test", expects(32), compute())
     one, two = loader.test_views(torch.tensor([4, 0, 2]).split(2))
-    expected = Transform(32).test(*batch_of(loader.store))
-    assert loader.image_size == 32
+    expected = Transform(expects(32)).test(*batch_of(loader.store))
     assert torch.equal(torch.cat((one, two)), expected[[4, 0, 2]])
 
 
 def test_views_of_later_batches_and_of_shares_are_those_of_an_uninterrupted_epoch():
     source = Arrays([picture(seed, 40, 50) for seed in range(11)])
-    loader, batches = ImageLoader(source, "test", 32, compute()), torch.arange(11).split(4)
+    loader, batches = ImageLoader(source, "test", expects(32), compute()), torch.arange(11).split(4)
 
     def views(first, *shares):
         generator = torch.Generator().manual_seed(0)

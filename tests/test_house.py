@@ -73,7 +73,7 @@ def test_what_learns_and_what_reads_know_nothing_of_ranks_and_runs(room):
         if room_of(name) == room:
             known = {module for module in imports(name) if room_of(module) == "engine"}
             assert known <= {"engine.cache", "engine.files", "engine.checkpoint",
-                             "engine.weights"}, name
+                             "engine.weights", "engine.backbones", "engine.preprocessing"}, name
             words = {node.id for node in ast.walk(tree(name)) if isinstance(node, ast.Name)}
             assert not words & {"rank", "world_size"}, name
 

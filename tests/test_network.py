@@ -28,7 +28,7 @@ def tiny(encoder="dual", dims=(6, 5)):
     ("efficientnet_b0", 32, 1280), ("vit_b_16", 224, 768)])
 def test_any_torchvision_model_gives_its_penultimate_features(name, size, dim):
     backbone = load_backbone(name, "none", size)
-    assert (backbone.name, backbone.image_size, backbone.dim) == (name, size, dim)
+    assert (backbone.name, backbone.preprocessing.image_size, backbone.dim) == (name, size, dim)
     backbone.train()
     assert backbone(torch.zeros(2, 3, size, size)).shape == (2, dim)
 

@@ -9,7 +9,18 @@ from datasets.containers import Folder
 from datasets.pixels import decode_rgb
 from datasets.sources import Decoder, ImageFiles
 from datasets.store import ImageStore
-from image_helpers import SCENES, complaint, encoded, load, noise, pairs, scenes, stored, tree
+from image_helpers import (
+    SCENES,
+    complaint,
+    encoded,
+    expects,
+    load,
+    noise,
+    pairs,
+    scenes,
+    stored,
+    tree,
+)
 
 
 def test_litter_of_macos_is_no_image(tmp_path):
@@ -98,7 +109,7 @@ def test_an_image_of_another_size_than_its_data_set_announces_is_not_squashed(tm
     decoder = Decoder(decode_rgb, size=(8, 8))
     source = ImageFiles(Folder(tmp_path / "one"), ["a.png", "b.png"], decoder)
     assert source.read(0).shape == (8, 8, 3)
-    complaint(lambda: ImageStore.open(source, "x", 8, None), "1 of 2 images",
+    complaint(lambda: ImageStore.open(source, "x", expects(8), None), "1 of 2 images",
               "b.png (8 x 4 pixels, expected 8 x 8")
 
 

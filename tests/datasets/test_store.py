@@ -10,19 +10,19 @@ from datasets.containers import Folder
 from datasets.sources import ImageFiles
 from datasets.store import ImageStore, UnreadableImages, repeat_warning
 from engine import cache
-from image_helpers import Arrays, as_pillow, load, picture, store_of, stored
+from image_helpers import Arrays, as_pillow, expects, load, picture, store_of, stored
 from utils import InputError, warn_once
 
 
 def open_store(source, cache, image_size=32):
-    return ImageStore.open(source, "test", image_size, cache, 2)
+    return ImageStore.open(source, "test", expects(image_size), cache, 2)
 
 
 def test_store_keeps_small_images_as_they_are_and_pillow_shrinks_large_ones():
     shapes = [(20, 30), (37, 37), (80, 60), (37, 90)]
     images = [picture(seed, *shape) for seed, shape in enumerate(shapes)]
     store = store_of(*images, image_size=32)
-    assert store.side == 37 and store.images.dtype == np.uint8
+    assert store.images.dtype == np.uint8
     assert store.images.shape == (4, 3, 49, 90)
     assert store.sizes.tolist() == [[20, 30], [37, 37], [49, 37], [37, 90]]
     images[2] = np.asarray(transforms.Resize(37)(as_pillow(images[2])))
@@ -49,7 +49,7 @@ def test_store_in_memory_equals_store_on_disk(tmp_path):
     assert not isinstance(resident.images, np.memmap)
     assert np.array_equal(mapped.images, resident.images)
     assert np.array_equal(mapped.sizes, resident.sizes)
-    assert mapped.key == resident.key and mapped.side == resident.side
+    assert mapped.key == resident.key
 
 
 def test_another_image_size_is_another_store(tmp_path):

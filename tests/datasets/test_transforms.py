@@ -14,6 +14,7 @@ from image_helpers import (
     as_pillow,
     batch_of,
     check_levels,
+    expects,
     grey_levels,
     picture,
     pipeline,
@@ -33,7 +34,7 @@ EXACT = {"most": 1e-4, "mean": 1e-5}
 def test_test_transform_agrees_with_torchvision_on_pillow(height, width, image_size):
     pixels = picture(1, height, width)
     store = store_of(pixels, image_size=image_size)
-    ours = Transform(image_size).test(*batch_of(store))[0]
+    ours = Transform(expects(image_size)).test(*batch_of(store))[0]
     theirs = pipeline(image_size)(as_pillow(pixels))
     enlarged = min(height, width) < round(image_size * 256 / 224)
     assert ours.shape == theirs.shape and ours.dtype == torch.float32
@@ -43,10 +44,10 @@ def test_test_transform_agrees_with_torchvision_on_pillow(height, width, image_s
 def test_test_transform_is_the_same_alone_and_in_a_padded_batch():
     shapes = [(64, 64), (300, 400), (31, 47), (256, 300)]
     images = [picture(seed, *shape) for seed, shape in enumerate(shapes)]
-    together = Transform(224).test(*batch_of(store_of(*images)))
+    together = Transform(expects(224)).test(*batch_of(store_of(*images)))
     assert together.is_contiguous(memory_format=torch.channels_last)
     for image, ours in zip(images, together, strict=True):
-        alone = Transform(224).test(*batch_of(store_of(image)))[0]
+        alone = Transform(expects(224)).test(*batch_of(store_of(image)))[0]
         check_levels(grey_levels(ours), grey_levels(alone), **EXACT)
 
 
@@ -55,7 +56,7 @@ def test_one_channel_is_repeated_for_the_network():
     store = store_of(pixels)
     assert store.images.shape[1] == 1
     grey = as_pillow(pixels).convert("RGB")
-    check_levels(grey_levels(Transform(224).test(*batch_of(store))[0]),
+    check_levels(grey_levels(Transform(expects(224)).test(*batch_of(store))[0]),
                  grey_levels(pipeline(224)(grey)), **ROUNDED)
     trained, _ = training_views_of(store, 224, 0)
     levels = grey_levels(trained[0])
@@ -68,19 +69,21 @@ def test_one_channel_is_repeated_for_the_network():
 @pytest.mark.parametrize(("start", "extent", "length"), [
     (0, 64, 256), (10, 20, 224), (3, 61, 64), (0, 64, 64),  # up
     (5, 90, 40), (0, 97, 96), (17, 83, 7), (0, 100, 1)])  # down
-def test_axis_matrix_is_pillows_resize_of_a_crop(start, extent, length):
+@pytest.mark.parametrize("bicubic", [False, True])
+def test_axis_matrix_is_pillows_resize_of_a_crop(start, extent, length, bicubic):
     line = np.random.default_rng(extent).random((1, 100)).astype(np.float32) * 255
     # Pillow does not round float images ("F"), so that the filters alone are compared.
     part_of_line = Image.fromarray(line).crop((start, 0, start + extent, 1))
-    theirs = np.asarray(part_of_line.resize((length, 1), Image.Resampling.BILINEAR))
+    kind = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
+    theirs = np.asarray(part_of_line.resize((length, 1), kind))
     interval = [torch.tensor([value]) for value in (start, extent, length)]
-    matrix = axis_matrix(*interval, torch.tensor([0]), length, 100)
+    matrix = axis_matrix((*interval, torch.tensor([0])), length, 100, bicubic=bicubic)
     assert matrix.dtype == torch.float32 and matrix.shape == (1, length, 100)
     assert torch.allclose(matrix.sum(dim=2), torch.ones(1, length), atol=1e-5)
     assert matrix[0, :, :start].abs().sum() == 0 and matrix[0, :, start + extent:].abs().sum() == 0
     assert np.abs(matrix[0].numpy() @ line[0] - theirs[0]).max() < 0.02
     if length > 2:
-        part = axis_matrix(*interval, torch.tensor([2]), length - 2, 100)
+        part = axis_matrix((*interval, torch.tensor([2])), length - 2, 100, bicubic=bicubic)
         assert torch.allclose(part, matrix[:, 2:], atol=1e-6)
 
 
@@ -156,7 +159,7 @@ TWICE_ROUNDED = {"most": 2.0, "mean": 0.39}
 
 def training_views_of(store, image_size, seed):
     """Transform.train of all images of a store, and what was drawn for them."""
-    transform, (images, sizes) = Transform(image_size), batch_of(store)
+    transform, (images, sizes) = Transform(expects(image_size)), batch_of(store)
     drawn = transform.draw(sizes, torch.Generator().manual_seed(seed))
     return transform.train(images, sizes, drawn), drawn
 
@@ -170,7 +173,7 @@ def check_training_views(images, image_size, tolerances, seed=0):
     for pixels, view, box, flip, tolerance in zip(images, views, boxes, flips, tolerances,
                                                   strict=True):
         top, left, high, wide = box
-        image = transforms.Resize(store.side)(as_pillow(pixels))
+        image = transforms.Resize(expects(image_size).side)(as_pillow(pixels))
         assert top + high <= image.height and left + wide <= image.width
         image = transforms.functional.resized_crop(image, *box, [image_size, image_size])
         image = transforms.functional.hflip(image) if flip else image
@@ -205,7 +208,7 @@ def test_training_views_do_not_depend_on_the_padding(shape):
     image = picture(0, *shape)
     store = store_of(image, picture(1, 400, 256), picture(2, 256, 500))
     images, sizes = batch_of(store)
-    transform = Transform(224)
+    transform = Transform(expects(224))
     drawn = transform.draw(sizes, torch.Generator().manual_seed(3))[:1]
     padded = transform.train(images[:1], sizes[:1], drawn)
     together = transform.train(images, sizes, drawn.repeat(3, 1))[:1]

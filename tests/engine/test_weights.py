@@ -7,7 +7,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from engine.weights import pretrained_model
+from engine.backbones import pretrained_model
 from utils import InputError
 
 NAME = "squeezenet1_1"
@@ -24,12 +24,12 @@ def before(prefix, state):
 
 
 def read(path):
-    return pretrained_model(NAME, str(path)).state_dict()
+    return pretrained_model(NAME, str(path), 64)[0].state_dict()
 
 
 def refused(path):
     with pytest.raises(InputError) as caught:
-        pretrained_model(NAME, str(path))
+        pretrained_model(NAME, str(path), 64)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

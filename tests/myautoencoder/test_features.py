@@ -14,7 +14,7 @@ from PIL import Image
 from data_loader import DataConfig, ImageLoader, load_dataset
 from engine import cache
 from engine.cli import Compute
-from image_helpers import Arrays, as_pillow, picture, pipeline
+from image_helpers import Arrays, as_pillow, expects, picture, pipeline
 from myautoencoder import features as module
 from myautoencoder.features import (
     FeatureExtractor,
@@ -320,7 +320,7 @@ def test_bfloat16_runs_the_network_only_not_the_resize():
     outputs = []
     for amp in (False, True):
         compute = computing(amp=amp)
-        loader = ImageLoader(source, "test", SIZE, compute)
+        loader = ImageLoader(source, "test", expects(SIZE), compute)
         outputs.append(next(apply_network(Watch(), loader, np.arange(3), compute, "")))
     assert torch.equal(seen[0], seen[1])
     assert outputs[1].dtype == np.float32 and 0 < np.abs(outputs[0] - outputs[1]).max() < 0.05
@@ -328,7 +328,7 @@ def test_bfloat16_runs_the_network_only_not_the_resize():
 
 def test_the_network_is_applied_to_the_rows_asked_for_in_their_order():
     source = Arrays([np.full((20, 20, 3), value, np.uint8) for value in range(0, 200, 20)])
-    loader = ImageLoader(source, "test", SIZE, computing())
+    loader = ImageLoader(source, "test", expects(SIZE), computing())
     network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     rows = np.array([7, 0, 9, 3, 4])
     batches = list(apply_network(network, loader, rows, computing(), ""))
@@ -342,7 +342,7 @@ def test_hashing_frozen_features_gives_the_codes_of_their_images():
     source = Arrays([picture(seed, 40, 40) for seed in range(9)])
     compute, rows = computing(), np.array([8, 2, 3, 5, 7])
     features = FeatureExtractor(network.backbone, compute).of_source(source, "test")
-    loader = ImageLoader(source, "test", SIZE, compute)
+    loader = ImageLoader(source, "test", expects(SIZE), compute)
     found = np.concatenate(list(hash_features(network.train(), features, rows, compute)))
     images = np.concatenate(list(apply_network(network, loader, rows, compute, "")))
     np.testing.assert_allclose(found, images, rtol=1e-4, atol=1e-6)

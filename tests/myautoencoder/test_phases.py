@@ -13,7 +13,7 @@ from data_loader import ImageLoader
 from datasets.base import PairedDataset
 from engine.cli import Compute
 from engine.epoch import ShuffledEpoch
-from image_helpers import Arrays, grey_levels, picture
+from image_helpers import Arrays, expects, grey_levels, picture
 from myautoencoder.features import calibrate
 from myautoencoder.phases import (
     FrozenFeatures,
@@ -38,7 +38,7 @@ def dataset():
 
 @pytest.fixture(scope="module")
 def loader(dataset):
-    return ImageLoader(dataset.source1, "some-images", 32, CPU)
+    return ImageLoader(dataset.source1, "some-images", expects(32), CPU)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_batch_normalisation_does_not_adapt_to_one_image(dataset, loader):
 
 def test_statistics_are_calibrated_without_a_last_batch_of_one_image(backbone):
     source = Arrays([picture(0, 32, 32)] * 129)
-    calibrate(backbone, ImageLoader(source, "many", 32, CPU))
+    calibrate(backbone, ImageLoader(source, "many", expects(32), CPU))
     # All images are the same, so any batches have the same averages.
     first = next(value for name, value in backbone.state_dict().items() if "running_mean" in name)
     assert first.abs().max() > 1e-3
@@ -140,7 +140,7 @@ def test_the_whole_network_sees_augmented_images_of_the_rows_of_each_step(datase
 def test_crops_are_of_the_images_that_the_rows_name():
     """Images of one grey level each, which no crop changes."""
     source = Arrays([np.full((40, 44, 3), 20 * row, np.uint8) for row in range(11)])
-    images = TrainingImages(ImageLoader(source, "grey", 32, CPU), TRAIN, CPU)
+    images = TrainingImages(ImageLoader(source, "grey", expects(32), CPU), TRAIN, CPU)
     for step in epoch_of(images).steps():
         for row, view in zip(step.rows.tolist(), step.views, strict=True):
             np.testing.assert_allclose(grey_levels(view), 20 * TRAIN[row], atol=0.5)
@@ -159,7 +159,7 @@ def test_codes_are_the_same_from_images_and_from_features(dataset, loader, backb
 
 def test_random_statistics_are_calibrated_whatever_the_cache_knows(dataset, tmp_path):
     cached = replace(CPU, cache_dir=tmp_path)
-    loader, found = ImageLoader(dataset.source1, "some-images", 32, cached), []
+    loader, found = ImageLoader(dataset.source1, "some-images", expects(32), cached), []
     for head_epochs in (0, 1, 1):  # the second head finds its features in the cache
         torch.manual_seed(0)
         backbone = load_backbone("shufflenet_v2_x0_5", "none", 32)
