@@ -8,6 +8,7 @@ import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -64,8 +65,7 @@ def timm_preprocessing(name: str, image_size: int | None) -> Preprocessing:
     Raises:
         InputError: timm has no such network.
     """
-    import timm.data  # here and below: only who uses timm waits for its import
-
+    timm = _timm()
     config = timm.data.resolve_data_config(pretrained_cfg=_config(_network(name)), verbose=False)
     size = image_size or config["input_size"][-1]
     kind = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
@@ -140,16 +140,23 @@ def _network(name: str) -> str:
     return PIP_WEIGHTS[name].network if name in PIP_WEIGHTS else name.removeprefix("timm/")
 
 
-def _create(name: str, options: dict[str, Any], pretrained: bool = False) -> nn.Module:
-    import timm
+def _timm() -> ModuleType:
+    try:
+        import timm  # here: only who uses it waits for it
+        import timm.data
+    except ImportError as error:
+        raise InputError(f"this network needs timm ({error}): pip install -r requirements.txt"
+                         ) from None
+    return timm
 
-    return timm.create_model(_network(name), pretrained=pretrained, num_classes=0, **options)
+
+def _create(name: str, options: dict[str, Any], pretrained: bool = False) -> nn.Module:
+    return _timm().create_model(_network(name), pretrained=pretrained, num_classes=0, **options)
 
 
 def _config(network: str) -> dict[str, Any]:
     """timm's settings of a network. Raises InputError: it has no such network."""
-    import timm
-
+    timm = _timm()
     if not timm.is_model(network):
         near = difflib.get_close_matches(network, timm.list_models(), n=3)
         advice = f"did you mean timm/{' or timm/'.join(near)}?" if near else (

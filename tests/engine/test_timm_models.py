@@ -1,5 +1,6 @@
 """timm's networks: how they expect images, weights of files, and the weights that pip brings."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -246,6 +247,13 @@ def test_the_packages_file_may_be_named_as_weights():
     given = load_backbone("efficientnet_lite0", str(path), 64)
     found = load_backbone("efficientnet_lite0", "imagenet", 64)
     assert given.digest == found.digest
+
+
+@pytest.mark.parametrize("name", [VIT, "efficientnet_lite0"])
+def test_without_timm_there_is_one_sentence(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)  # as if it was not installed
+    said = refused(load_backbone, name, "none")
+    assert "needs timm" in said and "pip install -r requirements.txt" in said
 
 
 def test_weights_of_a_package_that_is_not_there_are_one_sentence(monkeypatch):
