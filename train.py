@@ -190,8 +190,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     cli.add_run_flags(parser, batch_size=128)
     cli.add_training_flags(parser, "runs/mrhash_<data_name>_<hash_bit>bit")
     args = cli.parse_with_preset(parser, arguments)
-    if args.image_size is None and args.preset != "best":  # which takes that of stage 1
-        args.image_size = preprocessing_of(args.model_type).image_size
+    if args.preset != "best":  # which takes network and size of stage 1
+        args.image_size = preprocessing_of(args.model_type, args.image_size).image_size
     if args.max_epoch is None and args.head_epochs == 0:
         parser.error("argument --max_epoch: none trains nothing without --head_epochs")
     if args.select == "test_map" and args.eval_frequency == 0:

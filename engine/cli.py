@@ -154,12 +154,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "published": {
         "autoencoder.py": {
             "feature_backbone": "resnet50", "feature_weights": "imagenet", "image_size": 224,
-            "normalise": None,
             "feature_norm": "none", "neighbours": 0, "encoder": "unisource", "init": "torch",
             "latent_dim": 64, "lambda1": 0.1, "lr": 0.001, "batch_size": 512, "epoch": 200,
             "select": "test_map", "data_hash": 0, "seed": 13},
         "train.py": {
-            "model_type": "alexnet", "weights": "imagenet", "image_size": 224, "normalise": None,
+            "model_type": "alexnet", "weights": "imagenet", "image_size": 224,
             "batch_norm": "adapt", "hash_bit": 32, "n_clusters": 16, "alpha": 1.0,
             "label_spread": 0.0, "pseudo_labels": "multi", "targets": "epoch",
             "autoencoder": "trained", "centres": "trained", "kl": "mean", "lambda0": 5.0,

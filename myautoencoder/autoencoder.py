@@ -225,8 +225,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     cli.add_run_flags(parser, batch_size=512)
     cli.add_training_flags(parser, "runs/autoencoder_<data_name>")
     args = cli.parse_with_preset(parser, arguments)
-    if args.image_size is None:
-        args.image_size = preprocessing_of(args.feature_backbone).image_size
+    args.image_size = preprocessing_of(args.feature_backbone, args.image_size).image_size
     return args
 
 

@@ -122,6 +122,8 @@ def test_a_checkpoint_that_is_a_bomb_is_refused(tmp_path):
     ("network", "feature_dims", [10**6, 10**6]), ("network", "latent_dim", 10**7),
     ("features", "image_size", 30_000), ("features", "amp", 1), ("features", "neighbours", -3),
     ("features", "neighbours", 1.5), ("features", "feature_norm", "x"),
+    ("features", "normalise", [0.5]), ("features", "normalise", [0.5, -1.0]),
+    ("features", "normalise", ["0", "1"]), ("features", "normalise", [0.0, float("nan")]),
     ("features", "feature_weights", None), ("data", "skip", 5), ("data", "split_seed", -1),
     ("data", "data_name", "nothing")])
 def test_a_checkpoint_that_asks_for_what_cannot_be_is_one_sentence(trained, tmp_path, capsys, part,

@@ -133,13 +133,13 @@ def test_another_backbone_size_weights_precision_or_image_is_another_key(scenes,
 
 
 def test_the_key_is_the_one_that_caches_have(tmp_path):
-    backbone = Backbone(torch.nn.Linear(2, 3), "linear", SIZE, 3, True, True)
+    backbone = Backbone(torch.nn.Linear(2, 3), "linear", expects(SIZE), 3, True, True)
     backbone.digest = "content"
     backbone.forward = lambda images: images.mean(dim=(2, 3))
     source = Arrays([picture(0, 40, 40)], stamp="stamp")
     FeatureExtractor(backbone, computing(tmp_path)).of_source(source, "label")
     (path,) = (tmp_path / "features").glob("*.npy")
-    assert path.name == "label-linear-ad6a5a0ce9c372b8.npy"
+    assert path.name == "label-linear-84ae1debdd21bd8d.npy"
 
 
 def tiffs(folder, value):
@@ -235,7 +235,7 @@ class Failing(Backbone):
     """Works on the first batch, then fails, or gives a feature that is not a number."""
 
     def __init__(self, how):
-        super().__init__(torch.nn.Identity(), "failing", SIZE, 3, True, True)
+        super().__init__(torch.nn.Identity(), "failing", expects(SIZE), 3, True, True)
         self.how, self.batches = how, 0
 
     def forward(self, images):
