@@ -5,6 +5,9 @@ set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 setup requirements.txt
 export PYTHONUNBUFFERED=1 # lines are shown as they come, also through the pipe below
+# Where other programs want the cores, too, torch's threads would wait for each other at full speed,
+# three times as long.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
 run() { # what it does, then the command
   printf '\n# %s\n$ %s\n' "$1" "${*:2}"
