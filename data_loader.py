@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets import demo, dsrsid, eurosat, imagefolder, pairs, ucmerced
+from datasets import demo, dsrsid, eurosat, imagefolder, pairs, samples, ucmerced
 from datasets.base import DataConfig, PairedDataset, reject_foreign_flags
 from datasets.demo_scenes import demo_folder
 from datasets.lists import split_by_lists
@@ -37,6 +37,7 @@ MODULES: dict[str, ModuleType] = {
     "EuroSAT": eurosat,
     "DSRSID": dsrsid,
     "UCMerced": ucmerced,
+    "samples": samples,
     "pairs": pairs,
     "demo": demo,
     "folder": imagefolder,

@@ -1,6 +1,6 @@
 """The data sets, one file each, and what finds, reads, splits and keeps their images.
 
-Data sets: eurosat, ucmerced, dsrsid, demo, imagefolder (`--data_name folder`), pairs.
+Data sets: eurosat, ucmerced, dsrsid, samples, demo, imagefolder (`--data_name folder`), pairs.
 
 What they share, in the order in which an image passes through:
 
@@ -12,7 +12,7 @@ What they share, in the order in which an image passes through:
     sources       one image at a time; pixels: by Pillow; rasters: TIFF and JPEG 2000 by rasterio
     bands         --bands and --range; measured: numbers and nodata; colours: numbers to 8 bits;
                   ranges: 2%,98%
-    hdf5          DSRSID.mat
+    hdf5          DSRSID.mat; wald: MS and PAN of one image, for UC Merced and samples
     store         images decoded once; transforms: resize, crop, flip
     record        what a checkpoint keeps of its images
 """

@@ -197,7 +197,7 @@ def find_or_say(config: DataConfig, name: str, files: Iterable[str], advice: str
 def reject_source1(config: DataConfig, name: str) -> None:
     """Raise InputError when --source1 was given for a data set that has but one first source."""
     if config.source1:
-        raise InputError("--source1 is for pairs, folder, UCMerced and DSRSID; "
+        raise InputError("--source1 is for pairs, folder, UCMerced, samples and DSRSID; "
                          f"{name} has one first source")
 
 

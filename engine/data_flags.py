@@ -20,16 +20,17 @@ def add_data_flags(parser: argparse.ArgumentParser, names: Iterable[str], inheri
     group = parser.add_argument_group(
         "data (what is left out comes from the checkpoint)" if inherited else "data")
     group.add_argument("--data_name", "--dataset", default=None if inherited else "eurosat",
-                       help=f"one of {', '.join(names)}; case does not matter. Start with demo, "
-                            "which needs no download; use folder or pairs for images of your own")
+                       help=f"one of {', '.join(names)}; case does not matter. Start with "
+                            "samples, which come with the repository; use folder or pairs for "
+                            "images of your own")
     group.add_argument("--data_dir", default=None if inherited else "data",
                        help="where the dataset lies under its published name (zip or folder); "
                             "relative to the repository")
     group.add_argument("--source1", help="folder, pairs: the folder whose images will be hashed; "
-                                         "UCMerced, DSRSID: ms (default) or pan")
+                                         "UCMerced, samples, DSRSID: ms (default) or pan")
     group.add_argument("--source2", help="the second view, seen in training only. pairs: a folder; "
-                                         "EuroSAT: vhr or swir; UCMerced, DSRSID: pan or ms; none "
-                                         "to do without. Left out: the one that is there")
+                                         "EuroSAT: vhr or swir; UCMerced, samples, DSRSID: pan or "
+                                         "ms; none to do without. Left out: the one that is there")
     group.add_argument("--split_dir", help="folder with train.txt, database.txt and test.txt as "
                                            "published (path and one-hot label a line); without it "
                                            "the queries are drawn by --seed")

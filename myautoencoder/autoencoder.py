@@ -1,7 +1,7 @@
 """Stage 1: pretrain the multisource autoencoder on frozen features of paired images.
 
     cd myautoencoder; python autoencoder.py                      EuroSAT in <repository>/data
-    python myautoencoder/autoencoder.py --data_name demo         no download needed
+    python myautoencoder/autoencoder.py --data_name samples      300 images that are here
     python -m myautoencoder.autoencoder --data_name pairs --source1 data/s2 --source2 data/vhr
 
 Images of each source go through a frozen ImageNet network once (cached). The autoencoder then

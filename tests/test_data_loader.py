@@ -177,7 +177,7 @@ def test_where_it_is_not_needed_the_second_source_may_be_gone(tmp_path, known):
     assert dataset.fingerprint == known["fingerprint"]
 
 
-@pytest.mark.parametrize("data_name", ["EuroSAT", "UCMerced", "demo"])
+@pytest.mark.parametrize("data_name", ["EuroSAT", "UCMerced", "samples", "demo"])
 def test_no_data_set_needs_its_second_source_to_find_the_first(tmp_path, data_name):
     if data_name == "UCMerced":
         tree(tmp_path / "UCMerced_LandUse", hollow(SCENES))
