@@ -34,7 +34,8 @@ whole, again, other = ([json.loads(line)["loss"] for line in open(f"runs/gpu/dem
 noise, apart = (max(abs(a - b) / a for a, b in zip(whole, losses, strict=True))
                 for losses in (again, other))
 print(f"losses of epochs against a whole run: {sys.argv[1]} {apart:.1e}, a second one {noise:.1e}")
-sys.exit(apart > max(1e-3, 10 * noise))
+if apart > max(1e-3, 10 * noise):
+    sys.exit(f"error: {sys.argv[1]} differs by more than rounding")
 PYTHON
 }
 
