@@ -78,6 +78,8 @@ class Classical:
                  "bands1", "range1"]
         if name == "float-both":
             flags += ["source2", "bands2", "range2"]
+        if self.args.weights_content is not None:
+            flags.append("weights_content")
         return {**{flag: getattr(self.args, flag) for flag in flags}, "seed": self.seed,
                 "fingerprint": self.dataset.fingerprint, "content": self._content(name)}
 

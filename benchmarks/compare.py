@@ -53,6 +53,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Namespace:
     args.methods = [name for name in TITLES if name in wanted]
     if args.image_size is None:
         args.image_size = preprocessing_of(args.backbone).image_size
+    args.weights_content = None  # known where cells are to be made
     if args.curve_bit is None:
         args.curve_bit = 64 if 64 in args.hash_bit else args.hash_bit[-1]
     elif args.curve_bit not in args.hash_bit:
@@ -155,10 +156,16 @@ def load_datasets(args: Namespace) -> dict[int, PairedDataset]:
 
 
 def check_needs(args: Namespace, cells: Sequence[Cell], dataset: PairedDataset) -> None:
-    """Raise InputError, once and not a cell, where weights or packages for cells cannot be had."""
+    """Raise InputError, once and not a cell, where weights or packages for cells cannot be had.
+
+    With cells to make, args.weights_content says which weights they are: those of finished ones,
+    too.
+    """
     if all((cell.folder / "results.json").exists() for cell in cells if cell.key):
         return
-    load_backbone(args.backbone, args.weights)
+    load_backbone(args.backbone, args.weights, args.image_size)
+    if args.weights != "none":  # those are drawn
+        args.weights_content = load_backbone(args.backbone, args.weights).digest
     for index, source in enumerate(dataset.sources):
         unreadable(source.subset(np.arange(1)), dataset.file_label(index))  # needs its packages
 

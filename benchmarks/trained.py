@@ -103,7 +103,11 @@ def pretrain(args: Namespace, cell: Path, seed: int, flags: Iterable[object],
     if (cell / "autoencoder.pth").exists():
         parsed = autoencoder.parse_arguments([str(word) for word in command])
         check_settings(cell, {**settings_of(parsed), "fingerprint": dataset.fingerprint})
-        record = load_checkpoint(cell / "autoencoder.pth", STAGE1).get("images")  # older: none
+        checkpoint = load_checkpoint(cell / "autoencoder.pth", STAGE1)
+        if args.weights_content not in (None, checkpoint["features"]["content"]):
+            raise InputError(f"{cell} was made when {args.weights} had another content: choose "
+                             "another --output_dir")
+        record = checkpoint.get("images")  # older: none
         other = record and other_content(record, dataset, cache_folder(args))
         if other:
             raise InputError(f"{cell} was made when {other} had another content: choose another "

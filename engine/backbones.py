@@ -23,6 +23,9 @@ from engine.weights import cannot_download, fill_pretrained, read_state
 from utils import InputError, resolve_path
 
 TORCHVISION_SIZE = 224  # what the networks of the paper were trained at
+# Their weights come from TensorFlow: with them torchvision sets transform_input, which turns
+# ImageNet's statistics into these.
+OF_TENSORFLOW = ("googlenet", "inception_v3")
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of googlenet and inception, for training only
 
 
@@ -44,6 +47,8 @@ def preprocessing_of(name: str, image_size: int | None = None,
         _check_torchvision(name)
         size = image_size or TORCHVISION_SIZE
         own = Preprocessing(size, round(size * 256 / 224))
+        if name in OF_TENSORFLOW:
+            own = replace(own, mean=(0.5,) * 3, std=(0.5,) * 3)
     if normalise is None:
         return own
     half = len(normalise) // 2
@@ -74,7 +79,7 @@ def pretrained_model(name: str, weights: str, image_size: int) -> tuple[nn.Modul
     if is_timm(name):
         model = timm_model(name, imagenet, image_size)
         if state is not None:
-            fill_timm(model, state, problem)
+            fill_timm(model, name, state, problem)
     else:
         model = _torchvision(name, _download(name) if imagenet else state, problem)
     return model, _feature_width(model, name, image_size)

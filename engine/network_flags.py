@@ -9,12 +9,15 @@ NETWORKS = ("a torchvision classification model, timm/<name>, or efficientnet_li
 
 
 def mean_and_std(text: str) -> list[float]:
-    """An argparse type: 2 or 6 numbers, the second half above 0."""
+    """An argparse type: 2 or 6 numbers, of which the second half are standard deviations."""
     values = [float(part) for part in text.split(",")]
-    if len(values) not in (2, 6) or not min(values[len(values) // 2:]) > 0 or not all(
-            abs(value) < 1e6 for value in values):
-        raise argparse.ArgumentTypeError(f"{text} is not a mean and a standard deviation, as in "
-                                         "0.5,0.5, nor three and three")
+    half = len(values) // 2
+    means, deviations = values[:half], values[half:]
+    if len(values) not in (2, 6) or not all(abs(mean) <= 10 for mean in means) or not all(
+            0.001 <= std <= 10 for std in deviations):
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a mean and a standard deviation of pixels in 0..1 (those of 0..255 "
+            "divided by 255), as in 0.5,0.5, nor three and three")
     return values
 
 

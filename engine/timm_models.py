@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from engine.checkpoint import load_tensors, reason_of
@@ -67,7 +68,12 @@ def timm_preprocessing(name: str, image_size: int | None) -> Preprocessing:
     """
     timm = _timm()
     config = timm.data.resolve_data_config(pretrained_cfg=_config(_network(name)), verbose=False)
-    size = image_size or config["input_size"][-1]
+    height, width = config["input_size"][1:]
+    if height != width or config["crop_mode"] == "border":
+        raise InputError(f"{name} expects images of {width} x {height} pixels, cropped by "
+                         f"{config['crop_mode']}: only square images without a border are made "
+                         "here; take another network")
+    size = image_size or width
     kind = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
     mean, std = tuple(config["mean"]), tuple(config["std"])
     if name in PIP_WEIGHTS:
@@ -98,7 +104,7 @@ def timm_model(name: str, imagenet: bool, image_size: int) -> nn.Module:
     if not imagenet:
         return model
     if name in PIP_WEIGHTS:
-        fill_timm(model, _packaged(name), f"the package of {name} does not hold its weights")
+        fill_timm(model, name, _packaged(name), f"the package of {name} does not hold its weights")
         return model
     place = config.get("hf_hub_id")
     url = f"model.safetensors of https://huggingface.co/{place}" if place else config.get("url")
@@ -111,15 +117,29 @@ def timm_model(name: str, imagenet: bool, image_size: int) -> nn.Module:
         raise cannot_download(name, error, url) from None
 
 
-def fill_timm(model: nn.Module, state: dict[str, Tensor], problem: str) -> None:
+def fill_timm(model: nn.Module, name: str, state: dict[str, Tensor], problem: str) -> None:
     """Load a state dict with the names of timm, of who published it, or of the pip packages.
 
+    Args:
+        model: of `timm_model`.
+        name: its name.
+        state: with or without a classifier.
+        problem: what an error begins with.
     Raises:
-        InputError: it does not fit; the message begins with `problem`.
+        InputError: it does not fit.
     """
-    if "_conv_stem.weight" in state and hasattr(model, "conv_stem"):
+    ours = model.state_dict()
+    if "_conv_stem.weight" in state and "conv_stem.weight" in ours:
         # The packages have the same layers in the same order; the classifier, last, is left out.
-        state = dict(zip(model.state_dict(), state.values(), strict=False))
+        pairs = list(zip(ours, state.items(), strict=False))
+        if any(key.rpartition(".")[2] != other.rpartition(".")[2] for key, (other, _) in pairs):
+            raise InputError(f"{problem}: its layers are not in the order of the package's file")
+        state = {key: value for key, (_, value) in pairs}
+    # timm would resample patches of another size, which are another network's.
+    patches = "patch_embed.proj.weight"
+    if patches in ours and patches in state and ours[patches].shape != state[patches].shape:
+        raise InputError(f"{problem}: its patches are of shape {list(state[patches].shape)}, "
+                         f"expected {list(ours[patches].shape)}")
     # By this name timm's modules translate what others published.
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if translate is not None:
@@ -127,9 +147,7 @@ def fill_timm(model: nn.Module, state: dict[str, Tensor], problem: str) -> None:
             state = translate(state, model)
         except Exception as error:  # of weights of another network
             raise InputError(f"{problem} ({reason_of(error)})") from None
-    classifier = model.pretrained_cfg.get("classifier") or ()
-    classifier = (classifier,) if isinstance(classifier, str) else classifier
-    fill_pretrained(model, state, tuple(f"{layer}." for layer in classifier), problem)
+    fill_pretrained(model, state, _classifier(name, ours), problem)
 
 
 # ---------------------------------------------------------------- parts of it
@@ -152,6 +170,16 @@ def _timm() -> ModuleType:
 
 def _create(name: str, options: dict[str, Any], pretrained: bool = False) -> nn.Module:
     return _timm().create_model(_network(name), pretrained=pretrained, num_classes=0, **options)
+
+
+def _classifier(name: str, ours: dict[str, Tensor]) -> tuple[str, ...]:
+    """How the tensors begin that a network has beside `ours` when it gives classes."""
+    with torch.device("meta"):  # for their names alone
+        whole = _timm().create_model(_network(name)).state_dict()
+    found = tuple(key for key in whole if key not in ours)
+    layers = _config(_network(name)).get("classifier") or ()
+    layers = (layers,) if isinstance(layers, str) else layers
+    return (*found, *(f"{layer}." for layer in layers))
 
 
 def _config(network: str) -> dict[str, Any]:

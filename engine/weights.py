@@ -17,6 +17,13 @@ CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = re.compile(r"((module|model|net|_orig_mod)\.)*")
 
 
+def check_file(path: Path, name: str) -> None:
+    """Raise InputError where there is no file with weights of a network."""
+    if not path.is_file():
+        raise InputError(f"no weights at {path}: expected imagenet, none, or a state-dict file of "
+                         f"{name}")
+
+
 def read_state(path: Path, name: str) -> dict[str, Tensor]:
     """The tensors of a state-dict file, without the wrappers of training scripts.
 
@@ -26,9 +33,7 @@ def read_state(path: Path, name: str) -> dict[str, Tensor]:
     Raises:
         InputError: missing, damaged, or no state dict.
     """
-    if not path.is_file():
-        raise InputError(f"no weights at {path}: expected imagenet, none, or a state-dict file of "
-                         f"{name}")
+    check_file(path, name)
     safe = path.suffix.lower() == ".safetensors"
     try:
         state = _read_safetensors(path) if safe else load_tensors(path)
@@ -98,7 +103,8 @@ def fill_pretrained(model: nn.Module, state: dict[str, Tensor], optional: tuple[
             continue
         # Whole numbers in place of floats are quantised weights, which mean nothing as they are.
         fits = (key in ours and key in state and ours[key].shape == state[key].shape
-                and ours[key].is_floating_point() == state[key].is_floating_point())
+                and ours[key].is_floating_point() == state[key].is_floating_point()
+                and state[key].layout == torch.strided and not state[key].is_meta)
         if not fits and not key.endswith("num_batches_tracked"):  # old files do not have them
             wrong.append(key)
         if fits:
@@ -107,6 +113,8 @@ def fill_pretrained(model: nn.Module, state: dict[str, Tensor], optional: tuple[
         raise InputError(f"{problem}: {len(wrong)} tensors are missing, unknown or of another "
                          f"shape or kind, first {wrong[0][:80]}; the file has "
                          f"{first_few([key[:80] for key in state])}")
+    if not all(bool(value.isfinite().all()) for value in found.values()):
+        raise InputError(f"{problem}: some of them are not finite")
     load_state(model, found, strict=False)
 
 

@@ -184,6 +184,9 @@ def feature_settings(args: argparse.Namespace, dataset: PairedDataset) -> dict[s
                 "image_size": args.image_size, "normalise": args.normalise, "amp": args.amp,
                 "files": files, "feature_norm": args.feature_norm, "neighbours": args.neighbours}
     if all(files[:count_sources(args, dataset)]):  # no backbone takes part
+        if args.normalise is not None:
+            raise InputError("--normalise is for images, and all features come from files: leave "
+                             "one out")
         settings |= {"feature_backbone": None, "feature_weights": None}
     return settings
 

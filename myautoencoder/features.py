@@ -141,7 +141,8 @@ class FeatureExtractor:
         name, content = self.backbone.name, self.backbone.digest
         # bfloat16 changes the values, and float32 on another kind of device only the last digits.
         key = sha256_of(FEATURE_VERSION, source.stamp(self.compute.cache_dir), name, content,
-                        self.backbone.preprocessing, self.compute.amp)[:16]
+                        self.backbone.preprocessing, self.backbone.needs_calibration,
+                        self.compute.amp)[:16]
         return self.compute.cache_dir / "features" / f"{label}-{name.replace('/', '-')}-{key}.npy"
 
     def _rows_from(self, first: int, source: ImageSource, label: str) -> Iterator[np.ndarray]:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from datasets.base import PairedDataset
+from engine.backbones import preprocessing_of
 from engine.checkpoint import load_checkpoint
 from engine.cli import Compute
 from engine.distributed import from_first
+from engine.weights import check_file
 from loss import cluster_centres, latent_scale
 from myautoencoder.feature_files import feature_files_of
 from myautoencoder.features import dataset_features, prepare_features
@@ -24,8 +26,8 @@ from utils import InputError, rank, resolve_path, warn
 def load_stage1(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     """The checkpoint of --pretrained_dp_path, and where it lies.
 
-    Flags of train.py that are None (--preset best) become those of stage 1: --model_type,
-    --weights, --image_size.
+    Flags of train.py that are None (--preset best) become those of stage 1: --model_type and, for
+    the same network, --weights, --normalise, --image_size.
 
     Raises:
         InputError: no such checkpoint, or a flag that contradicts it.
@@ -41,18 +43,20 @@ def load_stage1(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     if args.preset == "best" and plain:
         warn(f"{path} was made without --preset best (features neither normalised nor averaged "
              "over neighbours), so codes will be worse than they could be")
+    own = args.model_type in (None, features["feature_backbone"])
+    known = args.feature_weights or features["feature_weights"]
     if args.weights is None:
-        own = args.model_type in (None, features["feature_backbone"])
-        known = args.feature_weights or features["feature_weights"]
         args.weights = known if own else "imagenet"
-        if own and args.normalise is None:
-            args.normalise = features.get("normalise")
+    if args.normalise is None and own and args.weights in (known, features["feature_weights"]):
+        args.normalise = features.get("normalise")  # it belongs to the weights
     args.model_type = args.model_type or features["feature_backbone"]
-    if args.image_size is None:
-        args.image_size = features["image_size"]
     if args.model_type is None:
         raise InputError(f"{path} was made from files of features, which do not say from which "
                          "network: name one with --model_type and --weights")
+    size = args.image_size or (features["image_size"] if own else None)
+    args.image_size = preprocessing_of(args.model_type, size).image_size
+    if args.weights not in ("imagenet", "none"):
+        check_file(resolve_path(args.weights), args.model_type)
     return checkpoint, path
 
 

@@ -30,6 +30,19 @@ def test_a_timm_network_with_weights_of_a_file_goes_through_all_stages(trained, 
     out, _ = done(capsys, "test.py", "--pretrain_path", tmp_path / "mr" / "mrhash.pth", *SMALL)
     assert "mAP@" in out
 
+    # The same weights, said once more, keep their statistics; another network has its own.
+    again = ["--pretrained_dp_path", tmp_path / "ae" / "autoencoder.pth", *HEAD, "--output_dir"]
+    done(capsys, "train.py", *again, tmp_path / "again", "--weights", tmp_path / "vit.pth")
+    same = load(tmp_path / "again" / "mrhash.pth")
+    assert all(torch.equal(value, same["model"][key])
+               for key, value in checkpoint["model"].items())
+    done(capsys, "train.py", *again, tmp_path / "other", "--model_type", "timm/test_resnet",
+         "--weights", "none")
+    other = load(tmp_path / "other" / "mrhash.pth")["network"]
+    assert (other["image_size"], other["normalise"]) == (160, None)
+    line = refused(capsys, "train.py", *again, tmp_path / "x", "--weights", tmp_path / "no.pth")
+    assert "no weights at" in line
+
 
 def test_the_size_of_images_is_the_networks_own_where_no_flag_says_it(trained, tmp_path, capsys):
     flags = [word for word in stage1_flags(trained[0]) if word not in ("--image_size", 32)]
@@ -44,6 +57,6 @@ def test_a_wrong_name_is_told_before_anything_is_done(trained, tmp_path, capsys)
 
 
 def test_statistics_are_two_or_six_numbers(trained, capsys):
-    for text in ("0.5", "0.5,0", "1,2,3", "a,b", "0.5,nan"):
+    for text in ("0.5", "0.5,0", "1,2,3", "a,b", "0.5,nan", "127,128"):
         line = refused(capsys, AUTOENCODER, *stage1_flags(trained[0]), "--normalise", text)
         assert "--normalise" in line

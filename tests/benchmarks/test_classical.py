@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import timm
+import torch
 
 from benchmarks import baselines
 from data_loader import load_dataset
@@ -79,6 +81,16 @@ def test_baselines_are_measured_as_test_py_measures_and_made_once(table, capsys)
     assert code == 2 and error.count("no curve of") == 2 and "Traceback" not in error
     assert "sh-8bit-13/results.json is damaged (no object): remove its folder" in error
     assert [row["method"] for row in rows] == ["lsh", "pcah", "itq"]
+
+
+def test_a_cell_of_weights_with_another_content_is_not_read(table, tmp_path):
+    weights = tmp_path / "weights.pth"
+    flags = ["--backbone", "timm/test_resnet", "--weights", weights]
+    for seed in range(2):
+        torch.manual_seed(seed)
+        torch.save(timm.create_model("test_resnet").state_dict(), weights)
+        code, _, error, _ = table(*ONE, "float", *["lsh"][:seed], *flags)
+    assert code == 2 and "float-13 was made with weights_content" in error
 
 
 def test_baselines_learn_from_the_training_images_alone(table, monkeypatch):

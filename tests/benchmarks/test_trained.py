@@ -108,6 +108,16 @@ def test_a_cell_of_images_with_another_content_is_not_read(cell):
         pretrain(args, folder, change=lambda found: replace(found, source1=found.source2))
 
 
+def test_a_cell_of_weights_with_another_content_is_not_read(cell):
+    args, folder, _ = cell
+    checkpoint = torch.load(folder / "ae" / "autoencoder.pth", weights_only=True)
+    args.weights_content = checkpoint["features"]["content"]
+    pretrain(args, folder)
+    args.weights_content = "0123"
+    with pytest.raises(InputError, match="was made when none had another content"):
+        pretrain(args, folder)
+
+
 def test_a_damaged_cell_is_named(cell):
     args, folder, _ = cell
     for name, content in (("log.jsonl", ""), ("config.json", ""), ("results.json", "[]")):

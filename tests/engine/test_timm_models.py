@@ -44,7 +44,9 @@ def network(name, seed=0, **options):
     # As TensorFlow trained them, not as timm has it: 127 of 255, bilinear.
     ("efficientnet_lite0", 224, 256, 127 / 255, "bilinear"),
     ("efficientnet_lite2", 260, 292, 127 / 255, "bilinear"),
-    ("alexnet", 224, 256, 0.485, "bilinear")])
+    ("alexnet", 224, 256, 0.485, "bilinear"),
+    # torchvision's weights of these two come with transform_input=True.
+    ("googlenet", 224, 256, 0.5, "bilinear"), ("inception_v3", 224, 256, 0.5, "bilinear")])
 def test_each_network_has_its_own_size_crop_filter_and_statistics(name, size, side, mean,
                                                                   interpolation):
     own = preprocessing_of(name)
@@ -169,6 +171,33 @@ def test_weights_of_another_network_are_one_sentence(name, other, tmp_path):
     assert f"{path} does not hold weights of {name}" in refused(load_backbone, name, str(path))
 
 
+@pytest.mark.parametrize("name", ["levit_128s", "efficientvit_m0", "vit_tiny_patch16_224"])
+def test_whatever_a_network_has_for_its_classes_is_left_out(name, tmp_path):
+    """Of some networks num_classes=0 drops more than the classifier that timm names."""
+    state = network(name).state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    model, _ = pretrained_model(f"timm/{name}", str(tmp_path / "weights.pth"), 224)
+    assert set(model.state_dict()) < set(state)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_patches_of_another_size_are_another_networks(tmp_path):
+    state = network("test_vit").state_dict()
+    state["patch_embed.proj.weight"] = torch.zeros(64, 3, 32, 32)  # which timm would resample
+    torch.save(state, tmp_path / "weights.pth")
+    said = refused(load_backbone, VIT, str(tmp_path / "weights.pth"))
+    assert "its patches are of shape [64, 3, 32, 32], expected [64, 3, 16, 16]" in said
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda x: x.to_sparse(), lambda x: x.to("meta"), lambda x: x * float("nan")])
+def test_weights_that_are_no_numbers_are_one_sentence(spoil, tmp_path):
+    state = network("test_vit").state_dict()
+    state["norm.weight"] = spoil(state["norm.weight"])
+    torch.save(state, tmp_path / "weights.pth")
+    assert "does not hold weights of" in refused(load_backbone, VIT, str(tmp_path / "weights.pth"))
+
+
 def test_a_part_of_the_weights_is_not_enough(tmp_path):
     state = network("test_vit").state_dict()
     del state["blocks.0.attn.qkv.weight"]
@@ -186,6 +215,13 @@ def test_a_part_of_the_weights_is_not_enough(tmp_path):
 def test_unknown_names_are_one_sentence(name, says):
     assert says in refused(load_backbone, name, "none")
     assert says in refused(preprocessing_of, name)
+
+
+@pytest.mark.parametrize("other", [{"crop_mode": "border"}, {"input_size": (3, 64, 48)}])
+def test_images_that_are_not_made_here_are_one_sentence(other, monkeypatch):
+    config = timm.get_pretrained_cfg("test_vit").to_dict() | other
+    monkeypatch.setattr(timm_models, "_config", lambda network: config)
+    assert "only square images without a border" in refused(preprocessing_of, VIT)
 
 
 def test_a_network_without_pooled_features_is_refused(monkeypatch):
@@ -254,6 +290,14 @@ def test_without_timm_there_is_one_sentence(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)  # as if it was not installed
     said = refused(load_backbone, name, "none")
     assert "needs timm" in said and "pip install -r requirements.txt" in said
+
+
+def test_tensors_in_another_order_are_not_taken_for_those_of_the_package(tmp_path):
+    state = timm_models._packaged("efficientnet_lite0")
+    swapped = dict(sorted(state.items(), key=lambda item: item[0].endswith("bn0.running_mean")))
+    torch.save(swapped, tmp_path / "weights.pth")
+    said = refused(load_backbone, "efficientnet_lite0", str(tmp_path / "weights.pth"), 64)
+    assert "not in the order of the package's file" in said
 
 
 def test_weights_of_a_package_that_is_not_there_are_one_sentence(monkeypatch):

@@ -130,6 +130,10 @@ def test_another_backbone_size_weights_precision_or_image_is_another_key(scenes,
         before = now
     opened(scenes, backbone="mobilenet_v2")
     assert len(cached_files(scenes)) == len(before) + 1  # the image changed for every network
+    torch.manual_seed(0)  # the same weights as drawn ones, which are calibrated; these are not
+    torch.save(torchvision.models.mobilenet_v2(weights=None).state_dict(), weights)
+    opened(scenes, backbone="mobilenet_v2", weights=weights)
+    assert len(cached_files(scenes)) == len(before) + 2
 
 
 def test_the_key_is_the_one_that_caches_have(tmp_path):
@@ -139,7 +143,7 @@ def test_the_key_is_the_one_that_caches_have(tmp_path):
     source = Arrays([picture(0, 40, 40)], stamp="stamp")
     FeatureExtractor(backbone, computing(tmp_path)).of_source(source, "label")
     (path,) = (tmp_path / "features").glob("*.npy")
-    assert path.name == "label-linear-84ae1debdd21bd8d.npy"
+    assert path.name == "label-linear-cf7a4a169ee31784.npy"
 
 
 def tiffs(folder, value):

@@ -2,6 +2,7 @@
 
 import pickle
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,25 +35,28 @@ def parse(path, *flags):
 def known(trained, tmp_path):
     """Stage 1 on features of a file of weights at 64 pixels."""
     content = load(stage1_of(trained))
-    content["features"] |= {"feature_weights": "/old/weights.pth", "image_size": 64}
+    for name in ("old.pth", "new.pth"):
+        (tmp_path / name).touch()
+    content["features"] |= {"feature_weights": str(tmp_path / "old.pth"), "image_size": 64}
     save_checkpoint(tmp_path / "known.pth", content)
     return tmp_path / "known.pth"
 
 
 @pytest.mark.parametrize(("flags", "expected"), [
-    ([], ("resnet18", "/old/weights.pth", 64)),
-    (["--feature_weights", "/new.pth"], ("resnet18", "/new.pth", 64)),
-    (["--model_type", "resnet18"], ("resnet18", "/old/weights.pth", 64)),
-    (["--model_type", "alexnet"], ("alexnet", "imagenet", 64)),
-    (["--model_type", "alexnet", "--feature_weights", "/new.pth"], ("alexnet", "imagenet", 64)),
-    (["--weights", "none", "--feature_weights", "/new.pth"], ("resnet18", "none", 64)),
-    (["--image_size", "32"], ("resnet18", "/old/weights.pth", 32)),
+    ([], ("resnet18", "old.pth", 64)),
+    (["--feature_weights", "new.pth"], ("resnet18", "new.pth", 64)),
+    (["--model_type", "resnet18"], ("resnet18", "old.pth", 64)),
+    (["--model_type", "alexnet"], ("alexnet", "imagenet", 224)),
+    (["--model_type", "alexnet", "--feature_weights", "new.pth"], ("alexnet", "imagenet", 224)),
+    (["--weights", "none", "--feature_weights", "new.pth"], ("resnet18", "none", 64)),
+    (["--image_size", "32"], ("resnet18", "old.pth", 32)),
 ])
 def test_the_preset_best_takes_the_network_of_stage_1_where_no_flag_says_which(
         known, flags, expected):
-    args = parse(known, "--preset", "best", *flags)
+    args = parse(known, "--preset", "best", *(
+        known.with_name(word) if word == "new.pth" else word for word in flags))
     load_stage1(args)
-    assert (args.model_type, args.weights, args.image_size) == expected
+    assert (args.model_type, Path(args.weights).name, args.image_size) == expected
 
 
 @pytest.mark.parametrize(("preset", "features", "warned"), [
