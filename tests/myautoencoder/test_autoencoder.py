@@ -209,7 +209,7 @@ def test_the_checkpoint_says_all_that_stage_2_needs(trained):
 # ---------------------------------------------------------------- what is refused
 
 BAD = [
-    (["--data_name", "Landsat"], "EuroSAT, DSRSID, UCMerced, pairs, demo, folder"),
+    (["--data_name", "Landsat"], "EuroSAT, DSRSID, UCMerced, samples, pairs, demo, folder"),
     (["--data_name", "EuroSAT", "--data_dir", "{tmp}/nowhere"], "download EuroSAT_RGB.zip"),
     (["--data_name", "ucmerced", "--data_dir", "{tmp}"], "UCMerced_LandUse.zip"),
     (["--data_name", "DSRSID", "--data_dir", "{tmp}"], "DSRSID.mat"),
