@@ -296,5 +296,5 @@ def rebuild_hash_network(checkpoint: dict[str, Any], path: Path) -> HashNetwork:
     state = {key.removeprefix(prefix): value for key, value in checkpoint["model"].items()
              if key.startswith(prefix)}
     fill(hash_network, state, path)
-    backbone.digest = backbone.weights_digest()
+    backbone.learnt, backbone.digest = True, backbone.weights_digest()
     return hash_network.eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,8 @@ def timm_model(name: str, imagenet: bool, image_size: int) -> nn.Module:
     if not url:
         raise InputError(f"timm has no weights for {name}: timm.list_pretrained() gives the names "
                          "that have some; or use none or a file")
+    # Else each of its retries is a line, where there is no network.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         return _create(name, options, pretrained=True)
     except Exception as error:  # Hugging Face's client raises many kinds

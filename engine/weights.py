@@ -122,8 +122,8 @@ def cannot_download(name: str, error: Exception, place: str) -> InputError:
     """What to say where the weights of a network cannot be had from `place`."""
     return InputError(
         f"the weights of {name} cannot be downloaded ({reason_of(error)}): fetch {place} elsewhere "
-        "and give the file to --weights or --feature_weights, or use efficientnet_lite0, whose "
-        "weights pip has installed")
+        "and give the file to --weights (of autoencoder.py: --feature_weights), or use "
+        "efficientnet_lite0, whose weights pip has installed")
 
 
 def fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:

@@ -11,11 +11,11 @@ export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
 run() { # what it does, then the command
   printf '\n# %s\n$ %s\n' "$1" "${*:2}"
-  # 250 epochs: every tenth is shown.
-  "$python" "${@:3}" | sed '/epoch [0-9]*[1-9]\//d'
+  # Of 250 epochs those with a measurement are shown, and the last.
+  "$python" "${@:3}" | sed -E '/epoch [0-9]+\//{/mAP@|epoch ([0-9]+)\/\1:/!d}'
 }
 
-run "Stage 1: frozen features of both views, and the autoencoder (every tenth epoch is shown)" \
+run "Stage 1: frozen features of both views, and the autoencoder" \
   python myautoencoder/autoencoder.py --preset best --data_name samples \
   --feature_backbone efficientnet_lite0 --output_dir runs/demo/autoencoder --overwrite
 run "Stage 2: pseudo labels, and the network that hashes the first view alone" \
@@ -36,7 +36,8 @@ from pathlib import Path
 mrhash, itq, floats = [json.loads(Path("runs/demo", folder, "results.json").read_text())
                        for folder in ("mrhash", "compare/samples/itq-64bit-13",
                                       "compare/samples/float-13")]
-print(f"\nmAP@{mrhash['R']} of {mrhash['num_query']} queries: MrHash {mrhash['map']:.3f}, ITQ "
+print(f"\nmAP@{mrhash['R']} of {mrhash['num_query']} queries: --preset best "
+      f"{mrhash['map']:.3f}, ITQ "
       f"{itq['map']:.3f}, both of {mrhash['hash_bit']} bits; the float features themselves "
       f"{floats['map']:.3f}; a random order {mrhash['map_chance']:.3f}")
 PYTHON
