@@ -138,12 +138,11 @@ class FeatureExtractor:
 
     def _path(self, source: ImageSource, label: str) -> Path:
         """Where the features lie, by what they are made of."""
-        name, content = self.backbone.name, self.backbone.digest
+        net, cache_dir = self.backbone, self.compute.cache_dir
         # bfloat16 changes the values, and float32 on another kind of device only the last digits.
-        key = sha256_of(FEATURE_VERSION, source.stamp(self.compute.cache_dir), name, content,
-                        self.backbone.preprocessing, self.backbone.needs_calibration,
-                        self.compute.amp)[:16]
-        return self.compute.cache_dir / "features" / f"{label}-{name.replace('/', '-')}-{key}.npy"
+        key = sha256_of(FEATURE_VERSION, source.stamp(cache_dir), net.name, net.digest,
+                        net.preprocessing, net.needs_calibration, self.compute.amp)[:16]
+        return cache_dir / "features" / f"{label}-{net.name.replace('/', '-')}-{key}.npy"
 
     def _rows_from(self, first: int, source: ImageSource, label: str) -> Iterator[np.ndarray]:
         """The features from a row on, float32 (B, dim), batch by batch."""

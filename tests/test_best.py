@@ -301,4 +301,4 @@ def test_a_network_named_beside_the_preset_is_that_one(trained, tmp_path, capsys
              "--weights", "none", "--n_clusters", 4, "--label_spread", 0.5, "--head_epochs", 1]
     done(capsys, "train.py", *flags, "--output_dir", tmp_path)
     network = load(tmp_path / "mrhash.pth")["network"]
-    assert (network["model_type"], network["image_size"]) == (QUICK[1], 32)
+    assert (network["model_type"], network["image_size"]) == (QUICK[1], 224)  # its own size
