@@ -163,9 +163,11 @@ def check_needs(args: Namespace, cells: Sequence[Cell], dataset: PairedDataset) 
     """
     if all((cell.folder / "results.json").exists() for cell in cells if cell.key):
         return
-    load_backbone(args.backbone, args.weights, args.image_size)
+    backbone = load_backbone(args.backbone, args.weights)
+    if args.image_size != backbone.preprocessing.image_size:
+        load_backbone(args.backbone, args.weights, args.image_size)
     if args.weights != "none":  # those are drawn
-        args.weights_content = load_backbone(args.backbone, args.weights).digest
+        args.weights_content = backbone.digest
     for index, source in enumerate(dataset.sources):
         unreadable(source.subset(np.arange(1)), dataset.file_label(index))  # needs its packages
 

@@ -196,6 +196,7 @@ def parse_with_preset(parser: argparse.ArgumentParser, arguments: Sequence[str] 
 
 # ---------------------------------------------------------------- flags that scripts share
 
+
 def add_run_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """Flags of how and where to compute, which `setup` turns into a `Compute`."""
     group = parser.add_argument_group("run")

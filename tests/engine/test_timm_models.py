@@ -64,7 +64,6 @@ def test_normalise_takes_the_place_of_the_networks_own():
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "vit_base_patch16_siglip_224"])
 @pytest.mark.parametrize("shape", [(300, 420), (100, 90)])
 def test_views_are_those_of_timms_own_transform(name, shape):
-    """The siglip one squashes: its pretrained_cfg has crop_mode "squash" or crops all alike."""
     pixels = picture(2, *shape)
     views = preprocessing_of(f"timm/{name}")
     store = store_of(pixels, views=views)
@@ -80,6 +79,7 @@ def test_views_are_those_of_timms_own_transform(name, shape):
 
 
 def test_squashing_takes_both_sides_whatever_the_shape():
+    assert preprocessing_of("timm/convnext_base.fb_in22k_ft_in1k_384").squash  # timm's crop_mode
     views = replace(preprocessing_of("alexnet", 32), squash=True)
     pixels = picture(1, 90, 200)
     store = store_of(pixels, views=views)
