@@ -75,7 +75,7 @@ from .metrics import (
     recall_at,
     worst_ap,
 )
-from .ranking import float_map, nearest, ranked_ap, stable_metrics
+from .ranking import float_map, nearest, nearest_and_ties, ranked_ap, stable_metrics
 
 __all__ = [
     "MAX_BITS",
@@ -95,6 +95,7 @@ __all__ = [
     "float_map",
     "load_npz",
     "nearest",
+    "nearest_and_ties",
     "pack_codes",
     "precision_at",
     "precision_curve",

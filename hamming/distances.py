@@ -20,6 +20,8 @@ def words_of(rows: np.ndarray) -> np.ndarray:
     width = rows.shape[1]
     size = min(8, 1 << max(0, width - 1).bit_length())  # the power of 2 that holds all bytes
     count = -(-width // size)
+    if width == size and rows.flags.c_contiguous:
+        return rows.view(f"u{size}").T
     padded = np.zeros((len(rows), count * size), np.uint8)
     padded[:, :width] = rows
     return np.ascontiguousarray(padded.view(f"u{size}").T)

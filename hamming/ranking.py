@@ -39,37 +39,74 @@ def nearest(
     Raises:
         CodeError: codes of another shape, type or value, or k that is not within 1..N.
     """
+    return nearest_and_ties(query_codes, database_codes, hash_bit, k)[:2]
+
+
+def nearest_and_ties(
+    query_codes: Array, database_codes: Array, hash_bit: int, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `nearest`; also how many items of the database share the last distance, int64 (Q,)."""
     hash_bit = whole_number(hash_bit, "hash_bit", most=MAX_BITS)
     query = words_of(check_codes(query_codes, hash_bit, "query codes"))
     database = as_array(database_codes)
     check_codes(database[:0] if database.ndim else database, hash_bit, "database codes")
     k, count = whole_number(k, "k", most=len(database)), query.shape[1]
-    indices = [np.zeros(0, np.int64)] * count
-    distances = [np.zeros(0, np.int16)] * count
+    size = CHUNK * max(1, 8 // max(1, count))  # of a few queries larger chunks stay in the cache
     scratch = Scratch()
+    found: dict[int, list[_Nearest]] = {}  # by the first item of a part of the database
 
-    def merge(job: tuple[range, int, np.ndarray]) -> None:
-        rows, first, words = job
-        found = word_distances(query[:, rows.start : rows.stop], words, scratch)
-        for row, new in zip(rows, found, strict=True):
-            # What comes later in the database must be nearer than the last one to get in.
-            limit = distances[row][-1] if len(distances[row]) == k else hash_bit + 1
-            closer = np.flatnonzero(new < limit)
-            if len(closer):
-                both = np.concatenate([distances[row], new[closer]])
-                order = np.argsort(both, kind="stable")[:k]
-                distances[row] = both[order]
-                indices[row] = np.concatenate([indices[row], closer + first])[order]
-
-    blocks = [range(start, min(start + 16, count)) for start in range(0, count, 16)]
-    with Threads() as threads:
-        for first in range(0, len(database), CHUNK):
-            chunk = check_codes(database[first : first + CHUNK], hash_bit, "database codes")
+    def look_through(part: range) -> None:
+        own = [_Nearest(k, hash_bit) for _ in range(count)]
+        for first in part:
+            chunk = check_codes(database[first : first + size], hash_bit, "database codes")
             words = words_of(chunk)
-            threads.each(merge, [(rows, first, words) for rows in blocks])
-    if not count:
-        return np.zeros((0, k), np.int64), np.zeros((0, k), np.int32)
-    return np.stack(indices), np.stack(distances).astype(np.int32)
+            for start in range(0, count, 16):
+                rows = slice(start, start + 16)
+                for best, row in zip(own[rows], word_distances(query[:, rows], words, scratch),
+                                     strict=True):
+                    best.add(row, first)
+        found[part.start] = own
+
+    with Threads() as threads:
+        starts = range(0, len(database), size)
+        share = -(-len(starts) // threads.count)
+        threads.each(look_through, [starts[at : at + share]
+                                    for at in range(0, len(starts), share)])
+    indices, distances = np.zeros((count, k), np.int64), np.zeros((count, k), np.int32)
+    ties = np.zeros(count, np.int64)
+    for query_number in range(count):
+        parts = [found[start][query_number] for start in sorted(found)]
+        near = np.concatenate([part.distances for part in parts])
+        order = np.argsort(near, kind="stable")[:k]
+        indices[query_number] = np.concatenate([part.indices for part in parts])[order]
+        distances[query_number] = near[order]
+        ties[query_number] = sum(part.counts[near[order[-1]]] for part in parts)
+    return indices, distances, ties
+
+
+class _Nearest:
+    """The k nearest items to one query so far."""
+
+    def __init__(self, k: int, hash_bit: int) -> None:
+        self.k, self.limit = k, hash_bit
+        self.indices, self.distances = np.zeros(0, np.int64), np.zeros(0, np.int16)
+        self.counts = np.zeros(hash_bit + 1, np.int64)  # right for distances up to the limit
+
+    def add(self, new: np.ndarray, first: int) -> None:
+        """Items from number `first` on, at the distances `new`."""
+        close = np.flatnonzero(new <= self.limit)
+        if not len(close):
+            return
+        near = new[close]
+        self.counts += np.bincount(near, minlength=len(self.counts))
+        if len(self.distances) == self.k:  # ties are counted, but do not get in
+            close, near = close[near < self.limit], near[near < self.limit]
+        both = np.concatenate([self.distances, near])
+        order = np.argsort(both, kind="stable")[: self.k]
+        self.indices = np.concatenate([self.indices, close + first])[order]
+        self.distances = both[order]
+        if len(order) == self.k:
+            self.limit = int(self.distances[-1])
 
 
 def stable_metrics(

@@ -45,9 +45,9 @@ class Threads:
     def __enter__(self) -> Threads:
         with self._starting:
             wanted = torch.get_num_threads()
-            self._count = min(16, wanted)  # Python runs between the operations, one at a time
-            self._pool = ThreadPoolExecutor(self._count)
-            together = threading.Barrier(self._count)
+            self.count = min(16, wanted)  # Python runs between the operations, one at a time
+            self._pool = ThreadPoolExecutor(self.count)
+            together = threading.Barrier(self.count)
 
             def use_one_thread(_: int) -> None:
                 torch.get_num_threads()  # has torch set this thread up, which it would do later
@@ -55,7 +55,7 @@ class Threads:
                 together.wait(60)  # so that each thread of the pool takes one of these jobs
 
             try:
-                self.each(use_one_thread, range(self._count))
+                self.each(use_one_thread, range(self.count))
             finally:
                 torch.set_num_threads(wanted)  # for those born from now on
         return self
@@ -78,7 +78,7 @@ class Threads:
             finally:
                 todo.clear()
 
-        shares = [self._pool.submit(work_through) for _ in range(self._count)]
+        shares = [self._pool.submit(work_through) for _ in range(self.count)]
         try:
             for share in shares:
                 share.result()
