@@ -34,7 +34,7 @@ from engine.outputs import check_outputs
 from hamming.pictures import neighbour_picture, some_neighbours
 from myautoencoder.features import FeatureExtractor, apply_network, hash_features
 from network import rebuild_hash_network
-from utils import InputError, collapse_warning, rank, resolve_path, warn
+from utils import InputError, collapse_warning, rank, resolve_path, warn, warn_of_boxes
 
 
 def main() -> None:
@@ -219,18 +219,12 @@ def draw_neighbours(content: dict[str, Any], dataset: PairedDataset, path: Path)
     queries = [read(row) for row in dataset.query[found.queries]]
     nearest = [[read(row) for row in rows] for rows in dataset.database[found.nearest]]
     captions = found.captions([dataset.names[row] for row in dataset.query])
+    names = [[dataset.names[row] for row in (query, *rows)] for query, rows in zip(
+        dataset.query[found.queries], dataset.database[found.nearest], strict=True)]
     with atomic_file(path) as file:
-        boxes = neighbour_picture(queries, nearest, found.relevant, captions, file)
+        boxes = neighbour_picture(queries, nearest, found.relevant, captions, file, names)
     print(f"wrote {path}")
     warn_of_boxes(boxes)
-
-
-def warn_of_boxes(characters: str) -> None:
-    """A warning where names hold characters that no font here can draw."""
-    if characters:
-        shown = characters[:10] + ("..." if len(characters) > 10 else "")
-        warn(f"no font of this machine has {shown}: names show boxes for it; install a font that "
-             "has it, such as Noto Sans CJK for Chinese, and draw again")
 
 
 # ---------------------------------------------------------------- flags

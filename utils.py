@@ -67,6 +67,14 @@ def collapse_warning(constant: int, hash_bit: int) -> str:
     return f"{found}: use fewer --hash_bit or more --n_clusters"
 
 
+def warn_of_boxes(characters: str) -> None:
+    """A warning where names hold characters that no font here can draw."""
+    if characters:
+        shown = characters[:10] + ("..." if len(characters) > 10 else "")
+        warn(f"no font of this machine has {shown}: names show boxes for it; install a font that "
+             "has it, such as Noto Sans CJK for Chinese, and draw again")
+
+
 def first_few(items: Sequence[Any]) -> str:
     """The first three items and how many more there are, for a message."""
     more = f" and {len(items) - 3:,} more" if len(items) > 3 else ""

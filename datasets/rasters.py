@@ -137,9 +137,12 @@ class Raster:
         file = self.pages[chosen.page]
         return _structure(file) | file.tags(chosen.index, ns="IMAGE_STRUCTURE")
 
-    def read(self, chosen: Sequence[int]) -> Numbers:
+    def read(self, chosen: Sequence[int], window: Any = None) -> Numbers:
         """The numbers of the `chosen` bands, from 0, upright; of one image, as to their nodata.
 
+        Args:
+            chosen: rows of `bands`.
+            window: a window of rasterio's, of the image as it is stored; None: all of it.
         Raises:
             ValueError: bands that cannot be put side by side, or a damaged file.
         """
@@ -152,7 +155,8 @@ class Raster:
         for page in {band.page for band in bands}:
             wanted = sorted({band for band in bands if band.page == page},
                             key=lambda band: band.index)
-            planes, masks = _planes(self.pages[page], [band.index for band in wanted])
+            indexes = [band.index for band in wanted]
+            planes, masks = _planes(self.pages[page], indexes, window)
             values.update(zip(wanted, planes, strict=True))
             valid.update({} if masks is None else zip(wanted, masks, strict=True))
         numbers = np.stack([values[band] for band in bands])
@@ -179,14 +183,14 @@ class Raster:
         return table
 
 
-def _planes(file: Any, indexes: list[int]) -> tuple[np.ndarray, np.ndarray | None]:
+def _planes(file: Any, indexes: list[int], window: Any) -> tuple[np.ndarray, np.ndarray | None]:
     """Numbers (bands, H, W) and where they are valid, or None: everywhere."""
-    values = file.read(indexes)
+    values = file.read(indexes, window=window)
     masks = None
     # Alpha is no mask here: what lies under it has colours, and Pillow drops it, too.
     if any("all_valid" not in names and "alpha" not in names for names in
            ([flag.name for flag in file.mask_flag_enums[index - 1]] for index in indexes)):
-        masks = file.read_masks(indexes) > 0
+        masks = file.read_masks(indexes, window=window) > 0
     if values.dtype.kind == "f":
         finite = np.isfinite(values)
         masks = finite if masks is None else finite & masks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,6 @@ class _Decoding:
     def __init__(self, source: ImageSource, label: str, views: Preprocessing, workers: int
                  ) -> None:
         self.source, self.label, self.views, self.workers = source, label, views, workers
-        self.filter = Image.Resampling[views.interpolation.upper()]
         # Known by the time of images_from:
         self.sizes, self.largest = np.zeros((0, 2), np.int64), [0, 0]
 
@@ -187,21 +186,36 @@ class _Decoding:
             raise UnreadableImages(bad, len(self.source)) from None
 
     def _size(self, row: int) -> tuple[int, int]:
-        height, width = self.source.size(row)
-        if min(height, width) > self.views.side:
-            return scaled_size(height, width, self.views)
-        return height, width
+        return stored_size(*self.source.size(row), self.views)
 
     def _pixels(self, row: int) -> np.ndarray:
-        pixels, channels = self.source.read(row), self.source.channels
-        height, width = self.sizes[row].tolist()
-        if pixels.shape[:2] != (height, width):
-            image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-            resized = image.resize((width, height), self.filter)
-            pixels = np.asarray(resized).reshape(height, width, channels)
-        padded = np.zeros((channels, *self.largest), np.uint8)
-        padded[:, :height, :width] = pixels.transpose(2, 0, 1)
-        return padded
+        return padded(resized(self.source.read(row), self.views), self.largest)
+
+
+def stored_size(height: int, width: int, views: Preprocessing) -> tuple[int, int]:
+    """(height, width) of an image in a store: larger ones have had the network's first resize."""
+    if min(height, width) > views.side:
+        return scaled_size(height, width, views)
+    return height, width
+
+
+def resized(pixels: np.ndarray, views: Preprocessing) -> np.ndarray:
+    """An image (H, W, C) as a store keeps it, of `stored_size`; uint8."""
+    height, width = stored_size(*pixels.shape[:2], views)
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    channels = pixels.shape[2]
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    image = image.resize((width, height), Image.Resampling[views.interpolation.upper()])
+    return np.asarray(image).reshape(height, width, channels)
+
+
+def padded(pixels: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """An image (H, W, C) in the upper left of zeros (C, *size)."""
+    height, width, channels = pixels.shape
+    whole = np.zeros((channels, *size), np.uint8)
+    whole[:, :height, :width] = pixels.transpose(2, 0, 1)
+    return whole
 
 
 # ---------------------------------------------------------------- images that cannot be read

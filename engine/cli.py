@@ -197,8 +197,14 @@ def parse_with_preset(parser: argparse.ArgumentParser, arguments: Sequence[str] 
 # ---------------------------------------------------------------- flags that scripts share
 
 
-def add_run_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
-    """Flags of how and where to compute, which `setup` turns into a `Compute`."""
+def add_run_flags(parser: argparse.ArgumentParser, batch_size: int, cached: bool = True) -> None:
+    """Flags of how and where to compute, which `setup` turns into a `Compute`.
+
+    Args:
+        parser: of a script.
+        batch_size: default.
+        cached: whether the script keeps decoded images and features.
+    """
     group = parser.add_argument_group("run")
     group.add_argument("--batch_size", type=number(int, 1), default=batch_size,
                        help="images (or feature rows) a step; lower it when memory runs out")
@@ -213,9 +219,10 @@ def add_run_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
     group.add_argument("--compile", action="store_true",
                        help="torch.compile of the CNN: takes one or two minutes and, on a CPU, a "
                             "C++ compiler; pays from some ten thousand images on (docs/scale.md)")
-    group.add_argument("--cache_dir", default="cache",
-                       help="where decoded images and features are kept for the next run; none "
-                            "keeps them in memory")
+    if cached:
+        group.add_argument("--cache_dir", default="cache",
+                           help="where decoded images and features are kept for the next run; none "
+                                "keeps them in memory")
 
 
 def add_training_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
@@ -253,7 +260,8 @@ class Compute:
 
 def cache_folder(args: argparse.Namespace) -> Path | None:
     """Where --cache_dir says that decoded images and features are kept; None: nowhere."""
-    return None if args.cache_dir == "none" else resolve_path(args.cache_dir)
+    folder = getattr(args, "cache_dir", "none")
+    return None if folder == "none" else resolve_path(folder)
 
 
 def setup(args: argparse.Namespace) -> Compute:

@@ -147,6 +147,15 @@ def in_turns(own: Iterable[np.ndarray], lengths: list[int]) -> Iterator[np.ndarr
             yield batch[:length].numpy().copy()
 
 
+def gathered(value: Any) -> list[Any]:
+    """What all ranks have, in their order, on rank 0; nothing on the others. Plain values."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size() if rank() == 0 else None
+    distributed.gather_object(value, values)
+    return values or []
+
+
 # ---------------------------------------------------------------- training together
 
 

@@ -69,6 +69,7 @@ def some_neighbours(content: dict[str, Any], rows: int = 6, k: int = 10) -> Neig
 def neighbour_picture(
     queries: Sequence[np.ndarray], neighbours: Sequence[Sequence[np.ndarray]],
     relevant: np.ndarray | None, captions: Sequence[str], file: BinaryIO | Path,
+    names: Sequence[Sequence[str]] | None = None,
 ) -> str:
     """Write a PNG with one row a query: the query (grey frame), then its neighbours.
 
@@ -78,17 +79,21 @@ def neighbour_picture(
         relevant: bool (q, k), or None without labels (all frames grey).
         captions: one line for each query.
         file: the PNG.
+        names: what stands under the query and its k neighbours, of each query; the end of what is
+            too long. None: nothing.
     Returns:
-        the characters of the captions that are drawn as boxes, for want of a font.
+        the characters of captions and names that are drawn as boxes, for want of a font.
     """
     size = TILE + 2 * FRAME
     width = (len(neighbours[0]) + 1) * (size + GAP) + 3 * GAP
-    picture = Image.new("RGB", (width, len(queries) * (size + GAP + LINE) + GAP), "white")
+    height = size + GAP + LINE * (1 if names is None else 2)
+    picture = Image.new("RGB", (width, len(queries) * height + GAP), "white")
     draw = ImageDraw.Draw(picture)
     captions = [to_draw(caption) for caption in captions]
-    font, missing = _font_for("".join(captions))
+    names = [[to_draw(name) for name in row] for row in names or []]
+    font, missing = _font_for("".join([*captions, *(name for row in names for name in row)]))
     for row, query in enumerate(queries):
-        top = GAP + row * (size + GAP + LINE)
+        top = GAP + row * height
         draw.text((GAP, top), captions[row], fill="black", font=font)
         picture.paste(_tile(query, NEUTRAL), (GAP, top + LINE))
         for place, neighbour in enumerate(neighbours[row]):
@@ -97,8 +102,21 @@ def neighbour_picture(
                 colour = RIGHT if relevant[row, place] else WRONG
             left = 3 * GAP + (place + 1) * (size + GAP)
             picture.paste(_tile(neighbour, colour), (left, top + LINE))
+        for place, name in enumerate(names[row] if names else ()):
+            left = GAP if place == 0 else 3 * GAP + place * (size + GAP)
+            draw.text((left, top + LINE + size), _end_of(name, size, draw, font), fill="black",
+                      font=font)
     picture.save(file, format="PNG")
     return missing
+
+
+def _end_of(name: str, width: int, draw: ImageDraw.ImageDraw, font: Any) -> str:
+    """A name, or as much of its end as is so many pixels wide: there the number stands."""
+    if draw.textlength(name, font) <= width:
+        return name
+    while name and draw.textlength(f"..{name}", font) > width:
+        name = name[1:]
+    return f"..{name}"
 
 
 def _font_for(text: str) -> tuple[ImageFont.ImageFont | ImageFont.FreeTypeFont, str]:

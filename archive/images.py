@@ -1,0 +1,108 @@
+"""What is added to an archive: the images of folders and zips, and single files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+import numpy as np
+
+from archive.items import Item
+from archive.places import Corners, place_of
+from archive.reading import Reading
+from datasets.bandfiles import band_files, choose_bands
+from datasets.choice import is_image
+from datasets.containers import MOST_BYTES, Folder, Zip, open_container
+from datasets.names import files_by_name, scene_key, without_shared_folder
+from datasets.rasters import driver_of, open_raster
+from utils import sha256_of
+
+SEPARATOR = "\n"  # between the files of one scene, one a band
+
+
+class Pictures(Protocol):
+    """Images that come from one place, by number."""
+
+    path: Path
+    names: Sequence[str]
+
+    def load(self, index: int) -> tuple[Item, np.ndarray] | None:
+        """The image uint8 (H, W, C) and what is kept of it; None where there is no data."""
+
+
+class Unlisted:
+    """Files of a folder that need not be listed. As Folder, files: name -> size in bytes."""
+
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        self.root = root
+        self.files = {name: (root / name).stat().st_size for name in names}
+
+    def read_bytes(self, name: str) -> bytes:
+        if self.files[name] > MOST_BYTES:
+            raise ValueError(f"{self.files[name]:,} bytes, more than any image needs: cut it into "
+                             "tiles with --tile")
+        return (self.root / name).read_bytes()
+
+
+class ImagesOf:
+    """The images of a folder, a zip, or of one file."""
+
+    def __init__(self, path: Path, reading: Reading) -> None:
+        """List them, and look at the first.
+
+        Args:
+            path: of a folder, zip or image file.
+            reading: how they are read.
+        Raises:
+            InputError: nothing is there, two of one name, or images that need other bands or
+                another range.
+        """
+        if path.is_file() and is_image(path.name):
+            self.path, container = path.parent, Unlisted(path.parent, [path.name])
+            files: dict[str, str | tuple[str, ...]] = {scene_key(path.name): path.name}
+        else:
+            self.path, container = path, open_container(path)
+            files = _files_of(container, reading)
+        self.names = without_shared_folder(list(files))
+        self._files = list(files.values())
+        self._source = reading.source(container, self._files)
+        self._container = container
+        self._reading = reading.resolved(self._source).text
+        self.value_range = self._source.value_range
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def where(self, index: int) -> str:
+        return self._source.where(index)
+
+    def load(self, index: int) -> tuple[Item, np.ndarray]:
+        pixels, file = self._source.read(index), self._files[index]
+        files = [file] if isinstance(file, str) else list(file)
+        crs, corners = _place_in(self._container.read_bytes(files[0])) or (None, None)
+        folder = PurePosixPath(self.names[index]).parent.name
+        item = Item(self.names[index], content_of(pixels, corners), self.path, self._reading,
+                    SEPARATOR.join(files), None, *pixels.shape[:2], folder or None, crs, corners)
+        return item, pixels
+
+
+def _files_of(container: Folder | Zip, reading: Reading) -> dict[str, str | tuple[str, ...]]:
+    """Name -> file, or files of one band each."""
+    scenes = band_files(container) if reading.sensor is None else {}
+    if scenes:
+        return choose_bands(container.root, scenes, reading.bands, "")
+    return files_by_name(container)
+
+
+def _place_in(data: bytes) -> tuple[str, Corners] | None:
+    """Where the image in a file lies."""
+    if driver_of(data) is None:
+        return None
+    with open_raster(data) as raster:
+        return place_of(raster.pages[0])
+
+
+def content_of(pixels: np.ndarray, corners: Corners | None) -> bytes:
+    """16 bytes that tell images apart: by pixels, and by place where they have one."""
+    return bytes.fromhex(sha256_of(str(pixels.shape), pixels, corners))[:16]

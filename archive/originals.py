@@ -1,0 +1,52 @@
+"""The images of an archive, read again from where they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from archive.images import SEPARATOR, Unlisted
+from archive.items import Item
+from archive.reading import Reading
+from archive.tiles import Scene
+from datasets.containers import Zip
+from utils import InputError
+
+
+class Originals:
+    """Zips and scenes stay open between images."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[Path, str], Any] = {}
+
+    def read(self, item: Item) -> np.ndarray:
+        """An item's image, uint8 (H, W, C). Raises InputError: it is not there any more."""
+        try:
+            return self._read(item)
+        except Exception as error:  # Pillow, GDAL and zlib raise many kinds for a damaged file
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+            raise InputError(f"{item.name} cannot be read again from {item.path} ({reason}): put "
+                             "it back where it lay when it was added") from None
+
+    def _read(self, item: Item) -> np.ndarray:
+        reading = Reading.of_text(item.reading)
+        if item.window is not None:
+            side = item.window[2]
+            scene = self._kept(item, lambda: Scene(item.path, reading, side, side))
+            return scene.pixels(item.window)[0]
+        files = item.member.split(SEPARATOR)
+        if item.path.is_file():
+            container = self._kept(item, lambda: Zip(item.path))
+        else:
+            container = Unlisted(item.path, files)
+        file = files[0] if len(files) == 1 else tuple(files)
+        return reading.source(container, [file]).read(0)
+
+    def _kept(self, item: Item, open_it: Callable[[], Any]) -> Any:
+        key = item.path, item.reading
+        if key not in self._open:
+            self._open[key] = open_it()
+        return self._open[key]

@@ -1,0 +1,217 @@
+"""Stage 4: hash any images, and find what is like one.
+
+    python search.py add  --archive archives/city --pretrain_path runs/.../mrhash.pth --images DIR
+    python search.py add  --archive archives/city --images SCENE.tif --tile 64
+    python search.py find --archive archives/city --query a.png --top 20 --picture answers.png
+    python search.py find --archive archives/city --at 48.14,11.58 --within_km 50 --geojson F
+    python search.py page --archive archives/city --output page
+
+An archive is a folder that holds the codes, what is known of each image, and the model. Images stay
+where they are. docs/search.md says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from archive import flags
+from archive.adding import add_images, check_all_added
+from archive.answers import (
+    all_features,
+    answer_features,
+    draw_answers,
+    table,
+    write_csv,
+    write_geojson,
+)
+from archive.export import write_faiss, write_npz
+from archive.folder import ITEMS, MODEL, Archive
+from archive.images import ImagesOf
+from archive.model import HashModel
+from archive.pages import write_answers_page, write_archive_page
+from archive.queries import Query, answers_to, queries_of_files, queries_of_names, query_at
+from archive.reading import Reading
+from archive.tiles import scenes_in
+from engine import cli
+from engine.cli import ArgumentParser
+from engine.distributed import first_rank_first
+from engine.files import check_writable
+from hamming import constant_bits
+from utils import InputError, collapse_warning, resolve_path, warn, warn_of_boxes
+
+
+def main() -> None:
+    args = parse_arguments()
+    args.action(args)
+
+
+# ---------------------------------------------------------------- add
+
+
+def add(args: argparse.Namespace) -> None:
+    """Hash images and keep their codes; every rank hashes, rank 0 writes."""
+    compute = cli.setup(args)
+    folder = resolve_path(args.archive)
+    begun = (folder / ITEMS).exists()
+    if not begun and args.pretrain_path is None:
+        raise InputError(f"{folder} is no archive yet: say with --pretrain_path which model is to "
+                         "hash its images")
+    path = folder / MODEL if args.pretrain_path is None else resolve_path(args.pretrain_path)
+    model = HashModel(path, compute)
+    reading = reading_of(args, model)
+    sources = []
+    for place in map(resolve_path, args.images):
+        if not place.exists():
+            raise InputError(f"--images {place} does not exist: name a folder, a zip or an image")
+        sources += ([ImagesOf(place, reading)] if args.tile is None else
+                    scenes_in(place, reading, args.tile, args.stride or args.tile))
+    print(f"{sum(map(len, sources)):,} images, read {reading.describe()}")
+    with first_rank_first():
+        archive = Archive(folder) if (folder / ITEMS).exists() else Archive.create(
+            folder, model, args.keep_outputs)
+    with archive:
+        archive.check_model(model)
+        if args.keep_outputs and not archive.keeps_outputs:
+            raise InputError(f"{folder} was begun without --keep_outputs, so that those of its "
+                             "images are lost: leave it out, or begin another archive")
+        with archive.writing():
+            report = add_images(archive, model, sources)
+        print(f"{report.lines()}\n{folder} has {len(archive):,}")
+        check_all_added(report, sum(map(len, sources)))
+
+
+def reading_of(args: argparse.Namespace, model: HashModel) -> Reading:
+    """How images are read: as when the model was trained, but for what flags say."""
+    if args.plain or args.bands or args.range:
+        trained = Reading() if args.plain else model.reading
+        return Reading(args.bands or trained.bands, args.range or trained.value_range)
+    return model.reading
+
+
+# ---------------------------------------------------------------- find
+
+
+def find(args: argparse.Namespace) -> None:
+    """Print what is nearest to each query, and write what is asked for."""
+    for flag in ("csv", "geojson", "picture"):
+        if path := getattr(args, flag):
+            check_writable(resolve_path(path).parent, f"--{flag}")
+    if args.around is not None and args.within_km is None:
+        raise InputError("--around says around which place --within_km searches: give both")
+    with Archive(resolve_path(args.archive)) as archive:
+        queries = queries_of(args, archive)
+        within = None if args.within_km is None else (args.within_km, args.around)
+        answers = list(answers_to(archive, queries, args.top, within, args.rerank))
+        print("\n\n".join(table(answer, archive.hash_bit) for answer in answers))
+        if args.csv:
+            write_csv(answers, resolve_path(args.csv))
+            print(f"wrote {resolve_path(args.csv)}")
+        if args.geojson:
+            write_geojson(answer_features(answers), resolve_path(args.geojson))
+            print(f"wrote {resolve_path(args.geojson)}")
+        if args.picture:
+            numbers = [query.number for query in queries if query.number is not None]
+            boxes = draw_answers(answers, archive.items.of_numbers(numbers), archive.hash_bit,
+                                 resolve_path(args.picture))
+            print(f"wrote {resolve_path(args.picture)}")
+            warn_of_boxes(boxes)
+        if args.page:
+            write_answers_page(archive, answers, resolve_path(args.page))
+            print(f"open {resolve_path(args.page) / 'index.html'} in a browser")
+
+
+def queries_of(args: argparse.Namespace, archive: Archive) -> list[Query]:
+    """What is searched for: files, items by name, or the item at a place."""
+    if args.name:
+        return queries_of_names(archive, args.name)
+    if args.at:
+        return [query_at(archive, *args.at)]
+    model = HashModel(archive.folder / MODEL, cli.setup(args))
+    archive.check_model(model)
+    return queries_of_files([resolve_path(path) for path in args.query], model,
+                            reading_of(args, model))
+
+
+# ---------------------------------------------------------------- page, export, info, remove
+
+
+def page(args: argparse.Namespace) -> None:
+    """The whole archive as a folder for a browser."""
+    folder = resolve_path(args.output)
+    with Archive(resolve_path(args.archive)) as archive:
+        write_archive_page(archive, folder, args.basemap)
+    print(f"open {folder / 'index.html'} in a browser")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write what is asked for."""
+    if not (args.faiss or args.npz or args.geojson):
+        raise InputError("say with --faiss, --npz or --geojson what is to be written")
+    with Archive(resolve_path(args.archive)) as archive:
+        for flag, write in (("faiss", lambda path: write_faiss(archive, path, args.kind)),
+                            ("npz", lambda path: write_npz(archive, path)),
+                            ("geojson", lambda path: write_geojson(
+                                all_features(archive.items.all()), path))):
+            if value := getattr(args, flag):
+                check_writable(resolve_path(value).parent, f"--{flag}")
+                write(resolve_path(value))
+                print(f"wrote {resolve_path(value)}")
+
+
+def info(args: argparse.Namespace) -> None:
+    """Say what is in an archive, and that it is whole."""
+    with Archive(resolve_path(args.archive)) as archive:
+        counts = archive.items.counts()
+        print(f"{archive.folder}: {counts['items']:,} items, {archive.hash_bit} bits each; "
+              f"{counts['places']:,} with a place, {counts['labelled']:,} in "
+              f"{counts['classes']:,} class folders")
+        if archive.keeps_outputs:
+            print(f"real-valued outputs are kept, {archive.outputs.nbytes:,} bytes")
+        for path, count in counts["origins"].items():
+            print(f"  {count:,} from {path}{'' if Path(path).exists() else ' (not there now)'}")
+        constant = constant_bits(archive.codes, archive.hash_bit) if archive.count else 0
+        if constant:
+            warn(collapse_warning(constant, archive.hash_bit))
+
+
+def remove(args: argparse.Namespace) -> None:
+    """Take items out of an archive; their images stay where they are."""
+    with Archive(resolve_path(args.archive)) as archive, archive.writing():
+        numbers = sorted({number for name in args.name for number in named(archive, name)})
+        archive.remove(numbers)
+        print(f"removed {len(numbers):,} items; {archive.folder} has {len(archive):,}")
+
+
+def named(archive: Archive, name: str) -> list[int]:
+    """Numbers of the items of a name, or of all that a glob fits. Raises InputError: none."""
+    found = archive.items.fitting(name)
+    if not found:
+        like = archive.items.like(name)
+        hint = f"; it has {', '.join(like)}" if like else ""
+        raise InputError(f"no item of {archive.folder} is called {name}{hint}")
+    return found
+
+
+# ---------------------------------------------------------------- flags
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = ArgumentParser(prog="search.py", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar="add|find|page|export|info|remove")
+    for action, add_flags in ((add, flags.of_add), (find, flags.of_find),
+                              (page, flags.of_page), (export, flags.of_export),
+                              (info, None), (remove, flags.of_remove)):
+        description = action.__doc__.splitlines()[0]
+        command = commands.add_parser(action.__name__, description=description, help=description)
+        command.add_argument("--archive", required=True, help="its folder")
+        if add_flags:
+            add_flags(command)
+        command.set_defaults(action=action)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, shared=True))
