@@ -5,6 +5,7 @@
     python -m benchmarks.speed training --data_name EuroSAT      ours, ceiling, the usual loader
     python -m benchmarks.speed ranking                           docs/ranking.md, some minutes
     python -m benchmarks.speed ranking --sizes 75000x5000x64 --repeat 5
+    python -m benchmarks.speed search --archive                  docs/search.md
     python -m benchmarks.speed all --device cuda                 all of these
 
 Each prints a table of medians (least - most) and writes every single measurement to
@@ -30,12 +31,12 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line; beside its flags a benchmark gives `measure`, which yields its lines."""
     # Here: a measurement in a process of its own imports this file, and its memory is to hold what
     # it needs itself.
-    from benchmarks.speed import autoencoder, features, ranking, training
+    from benchmarks.speed import autoencoder, features, ranking, search, training
     from benchmarks.speed.common import add_image_flags
 
     parser = ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (features, autoencoder, training, ranking):
+    for module in (features, autoencoder, training, ranking, search):
         command = commands.add_parser(module.__name__.rpartition(".")[2],
                                       help=module.__doc__.splitlines()[0])
         module.add_flags(command)
@@ -60,7 +61,7 @@ def all_commands(args: argparse.Namespace) -> list[list[str]]:
     commands = [("features", [*images, *there, *amp]), ("autoencoder", [*there, *amp]),
                 ("training", [*images, *there]),
                 # The CPU it measures in any case.
-                ("ranking", ["--device", "cuda"] if card else [])]
+                ("ranking", ["--device", "cuda"] if card else []), ("search", [])]
     if card:  # last, because compiling needs what may not be there
         for name in ("features", "training"):
             commands.append((name, [*images, *there, "--amp", "--compile", "--output",
