@@ -42,8 +42,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--archive", action="store_true",
         help="also an archive of each size: 150 bytes an item on the disk, minutes to make")
     add("--folder", help="where archives are made (default: the system's place for passing files)")
-    add("--device", choices=("cpu",), default="cpu", help=argparse.SUPPRESS)
     add("--output", default="runs/bench/search.json", help="every single measurement")
+    parser.set_defaults(device="cpu")
 
 
 def draw_codes(count: int, bits: int, seed: int) -> np.ndarray:

@@ -27,7 +27,7 @@ def test_all_runs_every_benchmark_with_its_own_flags_and_names_those_that_failed
     # Each takes what it is given.
     parsed = [speed.make_parser().parse_args(command[2:]) for command in commands]
     names = [args.command for args in parsed]
-    assert names == ["features", "autoencoder", "training", "ranking"]
+    assert names == ["features", "autoencoder", "training", "ranking", "search"]
     for args, command in zip(parsed, commands, strict=True):
         assert command[:2] == ["-m", "benchmarks.speed"]
         assert (args.device, args.repeat) == ("cpu", 2)
@@ -43,11 +43,12 @@ def test_all_tells_a_card_to_measure_bfloat16_and_compiling_too(monkeypatch):
     commands = speed.all_commands(parser.parse_args(["all", "--device", "cuda:0"]))
     parsed = [parser.parse_args(command[2:]) for command in commands]
     assert [args.command for args in parsed] == ["features", "autoencoder", "training", "ranking",
-                                                 "features", "training"]
-    assert [getattr(args, "amp", None) for args in parsed] == [True, True, False, None, True, True]
+                                                 "search", "features", "training"]
+    assert [getattr(args, "amp", None) for args in parsed] == [True, True, False, None, None, True,
+                                                               True]
     compiled = [getattr(args, "compile", None) for args in parsed]
-    assert compiled == [False, None, False, None, True, True]
-    assert len({args.output for args in parsed}) == 6  # none replaces another
+    assert compiled == [False, None, False, None, None, True, True]
+    assert len({args.output for args in parsed}) == 7  # none replaces another
 
 
 BAD = [
