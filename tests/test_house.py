@@ -10,7 +10,7 @@ from helpers import ROOT
 
 # Each floor may import the floors before it.
 FLOORS = (("utils", "hamming"), ("loss", "engine"), ("network", "datasets"), ("data_loader",),
-          ("myautoencoder",), ("train", "test"), ("benchmarks",))
+          ("myautoencoder",), ("train", "test"), ("archive",), ("search",), ("benchmarks",))
 ROOMS = [room for floor in FLOORS for room in floor]
 FILES = sorted(path.relative_to(ROOT) for room in ROOMS
                for path in (*ROOT.glob(f"{room}.py"), *(ROOT / room).rglob("*.py")))
