@@ -1,1 +1,1 @@
-"""Archives that can be searched: codes, names and places of images, and the page that shows them."""
+"""Archives that can be searched: codes, names and places of images, and the page of them."""

@@ -172,7 +172,7 @@ def _base64(values: np.ndarray) -> str:
 
 
 def _corners(items: Sequence[PageItem]) -> np.ndarray:
-    """Corners, float64 (N, 8), NaN without a place; no footprint and no gap is split by 180 degrees.
+    """Corners, float64 (N, 8), NaN without a place; none is split at 180 degrees.
 
     The map cuts the globe where most of it is empty: items on both sides of the Pacific lie side by
     side, at longitudes above 180.

@@ -302,6 +302,6 @@ function footprintMap(canvas, corners, basemap, select) {
       return [left((boxes[4 * row] + boxes[4 * row + 2]) / 2),
               top((boxes[4 * row + 1] + boxes[4 * row + 3]) / 2)];
     },
-    draw,
+    placed: placed.length,
   };
 }

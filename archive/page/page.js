@@ -183,7 +183,7 @@ function render(moved) {
   const known = kind === null || kind >= 0, missing = [];
   shown = state.item === null ? null : rowOf.get(Number(state.item || NaN)) ?? null;
   if (state.item !== null && shown === null) {
-    missing.push(`There is no item ${state.item} on this page; all images are shown instead.`);
+    missing.push(`There is no item ${state.item} on this page.`);
   }
   if (!known) missing.push(`There is no class ${state.kind} on this page.`);
   $("notice").textContent = missing.join(" ");
@@ -342,6 +342,7 @@ if (archive.corners) {
   const corners = new Float64Array(bytesOf(archive.corners).buffer);
   map = footprintMap($("canvas"), corners, archive.basemap, openItem);
   archive.map = map;
+  if (map.placed < count) $("unplaced").textContent = `${spoken(count - map.placed)} have no place`;
   if (archive.basemap) {
     const { host, origin } = new URL(archive.basemap.replace(/[{}]/g, ""));
     Object.assign($("credit-host"), { href: origin, textContent: host });
