@@ -119,8 +119,9 @@ def find(args: argparse.Namespace) -> None:
             print(f"wrote {resolve_path(args.picture)}")
             warn_of_boxes(boxes)
         if args.page:
-            write_answers_page(archive, answers, resolve_path(args.page))
-            print(f"open {resolve_path(args.page) / 'index.html'} in a browser")
+            first = write_answers_page(archive, answers, resolve_path(args.page))
+            print(f"open {resolve_path(args.page) / 'index.html'} in a browser; the first query is "
+                  f"at index.html#item={first}&top={args.top}")
 
 
 def queries_of(args: argparse.Namespace, archive: Archive) -> list[Query]:

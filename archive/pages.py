@@ -26,12 +26,16 @@ def write_archive_page(archive: Archive, folder: Path, basemap: str | None) -> N
                          "shows answers alone")
     found, originals = list(archive.items.all()), Originals()
     items = [PageItem(number, item.name, item.kind, item.corners) for number, item in found]
-    images = (originals.read(item) for _, item in progress(found, "drawing", len(found)))
+    images = (_in_colours(originals.read(item))
+              for _, item in progress(found, "drawing", len(found)))
     write_page(folder, archive.folder.name, archive.hash_bit, codes, items, images, basemap)
 
 
-def write_answers_page(archive: Archive, answers: Sequence[Answer], folder: Path) -> None:
-    """Queries and what was found; files that were asked for have numbers below 0."""
+def write_answers_page(archive: Archive, answers: Sequence[Answer], folder: Path) -> int:
+    """Queries and what was found; returns the number of the first query.
+
+    Files that were asked for have numbers below 0; the page does not take them for answers.
+    """
     numbers = {int(number) for answer in answers for number in answer.numbers}
     numbers |= {answer.query.number for answer in answers if answer.query.number is not None}
     found = sorted(archive.items.of_numbers(sorted(numbers)).items())
@@ -44,7 +48,13 @@ def write_answers_page(archive: Archive, answers: Sequence[Answer], folder: Path
 
     def images() -> Iterator[np.ndarray]:
         originals = Originals()
-        yield from (query.pixels for query in files)
-        yield from (originals.read(item) for _, item in found)
+        yield from (_in_colours(query.pixels) for query in files)
+        yield from (_in_colours(originals.read(item)) for _, item in found)
 
     write_page(folder, f"{archive.folder.name}: answers", archive.hash_bit, codes, items, images())
+    return items[0].number if files else answers[0].query.number
+
+
+def _in_colours(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 1 or 3) -> (H, W, 3)."""
+    return np.broadcast_to(pixels, (*pixels.shape[:2], 3))

@@ -43,7 +43,9 @@ function search(row, top, kind, most) {
     for (let word = 0; word < width; word++) {
       distance += popcount(codes[row * width + word] ^ codes[other * width + word]);
     }
-    const left = other === row || (kind !== null && kindOf[other] !== kind) || distance > most;
+    // Files that were asked for have numbers below 0, and are no answers.
+    const left = other === row || numbers[other] < 0
+                 || (kind !== null && kindOf[other] !== kind) || distance > most;
     distances[other] = left ? 0xffff : distance;
     if (!left) histogram[distance]++;
   }
