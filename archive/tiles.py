@@ -20,7 +20,7 @@ from utils import InputError
 
 # A scene is a file that the user names; a virtual one may point to others, as gdalbuildvrt makes
 # it of the bands of a Sentinel-2 product.
-DRIVERS = ["GTiff", "COG", "JP2OpenJPEG", "VRT", "PNG", "JPEG"]
+DRIVERS = ["GTiff", "JP2OpenJPEG", "VRT", "PNG", "JPEG"]
 SCENE_SUFFIXES = (".tif", ".tiff", ".jp2")
 LEAST_VALID = 0.5  # of the pixels of a tile; those with less are left out
 
