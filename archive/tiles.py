@@ -96,7 +96,9 @@ class Scene:
         if not hasattr(self._local, "raster"):
             rasterio = require("rasterio", "scenes")
             try:
-                file = rasterio.open(self.path, driver=DRIVERS)
+                file = rasterio.open(self.path)
+                if file.driver not in DRIVERS:
+                    raise ValueError(f"a file of GDAL's {file.driver}")
             except Exception as error:  # rasterio raises many kinds for a damaged file
                 raise InputError(f"{self.path} cannot be opened as a scene ({error}): expected a "
                                  "GeoTIFF, JPEG 2000, VRT, PNG or JPEG file") from None
