@@ -4,7 +4,7 @@
     python search.py add  --archive archives/city --images SCENE.tif --tile 64
     python search.py find --archive archives/city --query a.png --top 20 --picture answers.png
     python search.py find --archive archives/city --at 48.14,11.58 --within_km 50 --geojson F
-    python search.py page --archive archives/city --output page
+    python search.py page --archive archives/city --output runs/page
 
 An archive is a folder that holds the codes, what is known of each image, and the model. Images stay
 where they are. docs/search.md says more.
