@@ -103,6 +103,15 @@ class Page:
         """Click as a mouse does."""
         self.browser.find_element("css selector", selector).click()
 
+    def click_map(self, x, y):
+        """Click on the map, at pixels from its corner."""
+        from selenium.webdriver.common.action_chains import ActionChains
+        canvas = self.browser.find_element("css selector", "#canvas")
+        width, height = self.ask("[arguments[0].clientWidth, arguments[0].clientHeight]", canvas)
+        assert 0 < x < width and 0 < y < height
+        ActionChains(self.browser, duration=0).move_to_element_with_offset(
+            canvas, round(x - width / 2), round(y - height / 2)).click().perform()
+
     def press(self, *keys):
         """Press keys where the focus is."""
         from selenium.webdriver.common.action_chains import ActionChains

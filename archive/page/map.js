@@ -15,7 +15,9 @@ function footprintMap(canvas, corners, basemap, select) {
   const placed = [];
   const context = canvas.getContext("2d"), images = new Map();
   let view = { x: 0.5, y: 0.5, scale: SMALLEST };
-  let lit = new Set(), query = null, order = [], scheduled = false, touched = false;
+  const levels = new Uint8Array(total);  // 1, 2 what is shown, 3 the query
+  const middle = { x: 0, y: 0 };  // of the canvas: to ask it for every corner would take long
+  let order = [], choice = false, scheduled = false, touched = false;
 
   const xOf = (longitude) => (longitude + 180) / 360;
   const longitudeOf = (x) => x * 360 - 180;
@@ -38,8 +40,8 @@ function footprintMap(canvas, corners, basemap, select) {
 
   // -------------------------------------------------------------- where one looks
 
-  const left = (x) => (x - view.x) * view.scale + canvas.clientWidth / 2;
-  const top = (y) => (y - view.y) * view.scale + canvas.clientHeight / 2;
+  const left = (x) => (x - view.x) * view.scale + middle.x;
+  const top = (y) => (y - view.y) * view.scale + middle.y;
 
   function look(x, y, scale) {
     view = { x, y: Math.max(0, Math.min(1, y)),
@@ -73,7 +75,7 @@ function footprintMap(canvas, corners, basemap, select) {
   }
 
   function fitShown() {
-    const rows = placed.filter((row) => lit.has(row) || row === query);
+    const rows = placed.filter((row) => choice && levels[row] > 1);
     fit(rows.length ? rows : placed);
   }
 
@@ -151,7 +153,7 @@ function footprintMap(canvas, corners, basemap, select) {
       context.moveTo(x, 0);
       context.lineTo(x, h);
       const longitude = at * step - 360 * Math.round((at * step) / 360);
-      if (x > 60 && x < w - 60) labels.push([say(longitude, "E", "W"), x + 4, 5]);
+      if (x > 0 && x < w - 60) labels.push([say(longitude, "E", "W"), x + 4, 5]);
     }
     const north = Math.min(85, latitudeOf(view.y - h / 2 / view.scale));
     const south = Math.max(-85, latitudeOf(view.y + h / 2 / view.scale));
@@ -165,18 +167,28 @@ function footprintMap(canvas, corners, basemap, select) {
     return labels;
   }
 
+  function trace(row) {
+    context.beginPath();
+    for (let corner = 4 * row; corner < 4 * row + 4; corner++) {
+      context.lineTo(left(xs[corner]), top(ys[corner]));
+    }
+    context.closePath();
+  }
+
   function drawFootprints(w, h, colours) {
     const cells = new Uint8Array(Math.ceil(w / 2 + 1) * Math.ceil(h / 2 + 1));
     const stride = Math.ceil(w / 2 + 1);
+    let before = 0;
     for (const row of order) {
-      const level = row === query ? 3 : lit.has(row) ? 2 : 1;
-      const [x0, y0, x1, y1] = [left(boxes[4 * row]), top(boxes[4 * row + 1]),
-                                left(boxes[4 * row + 2]), top(boxes[4 * row + 3])];
+      const level = levels[row];
+      const x0 = left(boxes[4 * row]), x1 = left(boxes[4 * row + 2]);
+      const y0 = top(boxes[4 * row + 1]), y1 = top(boxes[4 * row + 3]);
       if (x1 < 0 || y1 < 0 || x0 > w || y0 > h) continue;
-      context.fillStyle = context.strokeStyle = colours[level - 1];
+      if (level !== before) context.fillStyle = context.strokeStyle = colours[level - 1];
+      before = level;
       if (Math.max(x1 - x0, y1 - y0) < TINY) {
         // Dots of a hundred thousand items lie on one another: each place is painted once a level.
-        const [x, y] = [(x0 + x1) / 2, (y0 + y1) / 2];
+        const x = (x0 + x1) / 2, y = (y0 + y1) / 2;
         const cell = Math.floor(Math.max(0, y) / 2) * stride + Math.floor(Math.max(0, x) / 2);
         if (cells[cell] >= level) continue;
         cells[cell] = level;
@@ -185,11 +197,7 @@ function footprintMap(canvas, corners, basemap, select) {
         continue;
       }
       context.lineWidth = level === 1 ? 1 : 2;
-      context.beginPath();
-      for (let corner = 4 * row; corner < 4 * row + 4; corner++) {
-        context.lineTo(left(xs[corner]), top(ys[corner]));
-      }
-      context.closePath();
+      trace(row);
       context.globalAlpha = level === 3 ? 0.75 : level === 2 ? 0.25 : 0.08;
       context.fill();
       context.globalAlpha = 1;
@@ -202,11 +210,17 @@ function footprintMap(canvas, corners, basemap, select) {
   // The footprint at a point: of those that hold it the one on top, else a dot close by.
   function rowAt(px, py, reach) {
     let best = null, least = reach;
+    const ratio = devicePixelRatio || 1;
     for (const row of order) {  // those on top come last
       const box = [0, 1, 2, 3].map((side) => (side % 2 ? top : left)(boxes[4 * row + side]));
       const outside = Math.hypot(Math.max(box[0] - px, 0, px - box[2]),
                                  Math.max(box[1] - py, 0, py - box[3]));
-      if (outside <= least) [best, least] = [row, outside];
+      if (outside > least) continue;
+      if (outside === 0 && Math.max(box[2] - box[0], box[3] - box[1]) >= TINY) {
+        trace(row);  // it may lie askew in its box
+        if (!context.isPointInPath(px * ratio, py * ratio)) continue;
+      }
+      [best, least] = [row, outside];
     }
     return best;
   }
@@ -271,16 +285,24 @@ function footprintMap(canvas, corners, basemap, select) {
   }
 
   // Until somebody moves it, the map stays fitted, also to a window of another size.
-  new ResizeObserver(() => (touched ? move(0, 0) : fit(placed))).observe(canvas);
+  function measure() {
+    [middle.x, middle.y] = [canvas.clientWidth / 2, canvas.clientHeight / 2];
+    if (touched) move(0, 0);
+    else fit(placed);
+  }
+  new ResizeObserver(measure).observe(canvas);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => move(0, 0));
-  fit(placed);
+  measure();
 
   return {
-    // Light up rows and the query (null in the gallery); bring the query into sight.
-    show(rows, asked) {
-      [lit, query] = [new Set(rows), asked];
-      const level = (row) => (row === query ? 2 : lit.has(row) ? 1 : 0);
-      order = [0, 1, 2].flatMap((each) => placed.filter((row) => level(row) === each));
+    // Light up rows and the query (null in the gallery), and bring the query into sight. Fit goes
+    // to what is lit where that is a choice, else to all.
+    show(rows, asked, chosen) {
+      choice = chosen;
+      levels.fill(1);
+      for (const row of rows) levels[row] = 2;
+      if (asked !== null) levels[asked] = 3;
+      order = [1, 2, 3].flatMap((level) => placed.filter((row) => levels[row] === level));
       const [x, y] = [0, 1].map((side) => (boxes[4 * asked + side] + boxes[4 * asked + side + 2])
                                           / 2);
       const seen = left(x) > 0 && left(x) < canvas.clientWidth && top(y) > 0

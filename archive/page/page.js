@@ -10,7 +10,7 @@ const codes = new Uint32Array(bytesOf(archive.codes).buffer);
 const width = codes.length / count;  // words of a code
 const rowOf = new Map(numbers.map((number, row) => [number, row]));
 const byNumber = Uint32Array.from(numbers.keys()).sort((a, b) => numbers[a] - numbers[b]);
-const lowered = [];  // names in lower case, once somebody searches by name
+const title = document.title, lowered = [];  // names in lower case, once somebody searches by name
 const PAGE = 96, TOP = 50, MOST = 1000;  // images a page, neighbours by default and at most
 const $ = (id) => document.getElementById(id);
 
@@ -183,12 +183,13 @@ let shown = null;  // the row whose neighbours are shown
 function render(moved) {
   const before = shown, kind = state.kind === null ? null : kinds.indexOf(state.kind);
   const known = kind === null || kind >= 0, missing = [];
-  shown = state.item === null ? null : rowOf.get(Number(state.item || NaN)) ?? null;
+  shown = state.item === null ? null : rowOf.get(whole(state.item, 0, Infinity, -1)) ?? null;
   if (state.item !== null && shown === null) {
     missing.push(`There is no item ${state.item} on this page.`);
   }
   if (!known) missing.push(`There is no class ${state.kind} on this page.`);
   $("notice").textContent = missing.join(" ");
+  document.title = shown === null ? title : `${names[shown]} - ${title}`;
   $("query").hidden = $("legend-query").hidden = shown === null;
   if ($("name").value !== state.name) $("name").value = state.name;
   $("kind").value = known && state.kind !== null ? `=${state.kind}` : "";
@@ -196,7 +197,9 @@ function render(moved) {
   $("max").value = state.max;
   $("max-shown").textContent = state.max;
   const lit = shown === null ? showGallery(known ? kind : null) : showAnswers(known ? kind : null);
-  map?.show(lit, shown);
+  const filtered = state.name !== "" || (known && kind !== null);
+  $("legend-lit").textContent = shown !== null ? "neighbours" : filtered ? "found" : "on this page";
+  map?.show(lit, shown, shown !== null || filtered);
   if (moved) moveFocus(before);
 }
 
@@ -229,7 +232,7 @@ function showGallery(kind) {
     button.onclick = () => go({ page: target }, true);
   }
   showCards(here.map((row) => card(row)));
-  return rows;
+  return wanted || kind !== null ? rows : here;  // all would be no news on the map
 }
 
 function showAnswers(kind) {

@@ -401,17 +401,39 @@ def test_only_the_sheets_of_what_is_near_are_loaded(page):
 
 
 def test_a_click_on_a_footprint_selects_the_item(page):
-    from selenium.webdriver.common.action_chains import ActionChains
     x, y = page.ask("mrhash.map.pixelOf(47)")
-    canvas = page.browser.find_element("css selector", "#canvas")
-    width, height = (page.ask(f"document.querySelector('#canvas').client{side}")
-                     for side in ("Width", "Height"))
-    assert 0 < x < width and 0 < y < height  # the map is fitted to the items
-    ActionChains(page.browser, duration=0).move_to_element_with_offset(
-        canvas, round(x - width / 2), round(y - height / 2)).click().perform()
+    page.click_map(x, y)
     assert page.text("#query-name") == "class7/image047.png"
     assert "49.9550° N, 8.1450° E" in page.text("#facts")
     assert page.ask("mrhash.map.pixelOf(47)") == [x, y]  # it was in sight: nothing jumps
+
+
+def test_a_footprint_that_lies_askew_is_not_its_box(browser, tmp_path):
+    one_page(tmp_path, ((10, 51, 11, 50, 10, 49, 9, 50),))
+    opened = Page(browser, tmp_path)
+    opened.window(1280, 900)
+    opened.open()
+    x, y = opened.ask("mrhash.map.pixelOf(0)")
+    opened.click_map(x - 120, y - 120)  # in the corner of the box
+    assert opened.ask("location.hash") == ""
+    opened.click_map(x + 20, y - 120)
+    assert opened.ask("location.hash") == "#item=0&top=50"
+
+
+def test_two_fingers_zoom_the_map(page):
+    page.window(390, 844, mobile=True)
+    page.open()
+    left, upper = page.ask("(({ left, top }) => [left, top])"
+                           "(document.querySelector('#canvas').getBoundingClientRect())")
+    before = page.ask("mrhash.map.pixelOf(299)[0] - mrhash.map.pixelOf(1)[0]")
+    for kind, apart in (("touchStart", 40), ("touchMove", 60), ("touchMove", 80), ("touchEnd", 0)):
+        points = [{"x": left + 180 + side * apart, "y": upper + 100, "id": side + 2}
+                  for side in (-1, 1) if apart]
+        page.browser.execute_cdp_cmd("Input.dispatchTouchEvent",
+                                     {"type": kind, "touchPoints": points})
+    page.wait("Math.round((mrhash.map.pixelOf(299)[0] - mrhash.map.pixelOf(1)[0])"
+              f" / {before} * 10)", 20)
+    assert page.ask("location.hash") == ""
 
 
 def test_the_map_moves_by_buttons_keys_wheel_and_mouse(page):
@@ -440,6 +462,16 @@ def test_the_map_moves_by_buttons_keys_wheel_and_mouse(page):
     ActionChains(page.browser, duration=0).scroll_from_origin(
         ScrollOrigin.from_element(canvas), 0, -200).perform()
     page.wait(f"mrhash.map.pixelOf(299)[0] - mrhash.map.pixelOf(1)[0] > {1.3 * start[0]}")
+
+
+def test_fit_goes_to_the_found_images(page):
+    page.open("#name=image047")
+    page.click("[data-zoom=fit]")
+    x, y = page.ask("mrhash.map.pixelOf(47)")
+    width, height = page.ask("(({ clientWidth, clientHeight }) => [clientWidth, clientHeight])"
+                             "(document.querySelector('#canvas'))")
+    assert abs(x - width / 2) < 2 and abs(y - height / 2) < 20
+    assert page.text("#legend").split() == "found others 60 have no place".split()
 
 
 def test_the_map_lights_up_query_and_answers(page):
