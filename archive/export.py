@@ -40,8 +40,7 @@ def faiss_index(codes: np.ndarray, kind: str, numbers: np.ndarray | None = None)
     if kind == "flat":
         index = faiss.IndexBinaryFlat(bits)
         if numbers is not None:
-            index = faiss.IndexBinaryIDMap2(index)
-            index.own_fields = True
+            index = faiss.IndexBinaryIDMap2(index)  # which keeps the flat one alive
     elif kind == "ivf":
         centres = faiss.IndexBinaryFlat(bits)
         index = faiss.IndexBinaryIVF(centres, bits, max(1, round(math.sqrt(count))))

@@ -23,7 +23,8 @@ def place_of(file: Any, window: Sequence[int] | None = None) -> tuple[str, Corne
         file: a dataset of rasterio.
         window: column and row of the upper left pixel, width, height; None: all of it.
     Returns:
-        the CRS as a string (EPSG:32633, or WKT), and corners; None where the file has no place.
+        the CRS as a string (EPSG:32633, or WKT), and corners; None where the file has no place, or
+        one that four corners cannot tell: around a pole, or half around the earth.
     """
     from rasterio.transform import from_gcps  # here, because most images need it not
     from rasterio.warp import transform
@@ -36,14 +37,20 @@ def place_of(file: Any, window: Sequence[int] | None = None) -> tuple[str, Corne
         return None
     column, row, width, height = window or (0, 0, file.width, file.height)
     ends = [(column, row), (column + width, row), (column + width, row + height),
-            (column, row + height)]
+            (column, row + height), (column + width / 2, row + height / 2)]
     x, y = zip(*(grid * end for end in ends), strict=True)
-    longitudes, latitudes = transform(crs, "EPSG:4326", x, y)
-    corners = []
+    try:
+        longitudes, latitudes = transform(crs, "EPSG:4326", x, y)
+    except Exception:  # of GDAL's many kinds: a local system, or points that are not on earth
+        return None
+    points = []
     for longitude, latitude in zip(longitudes, latitudes, strict=True):
         if not (math.isfinite(longitude) and abs(latitude) <= 90):
             return None
-        corners += [(longitude + 180) % 360 - 180 if abs(longitude) > 180 else longitude, latitude]
+        points += [(longitude + 180) % 360 - 180 if abs(longitude) > 180 else longitude, latitude]
+    *corners, centre_longitude, centre_latitude = points
+    if not contains(tuple(corners), centre_latitude, centre_longitude):
+        return None
     return crs.to_string(), tuple(corners)
 
 
@@ -82,7 +89,7 @@ def boxes_of(corners: Corners) -> list[tuple[float, float, float, float]]:
 
 def contains(corners: Corners, latitude: float, longitude: float) -> bool:
     """Whether a point lies in a footprint, its edges included."""
-    ring = [(_near(x, longitude) - longitude, y - latitude) for x, y in ring_of(corners, longitude)]
+    ring = [(x - longitude, y - latitude) for x, y in ring_of(corners, longitude)]
     turns = []
     for (x, y), (to_x, to_y) in zip(ring, ring[1:] + ring[:1], strict=True):
         turns.append(x * to_y - to_x * y)  # which side of this edge the point lies on
@@ -105,7 +112,7 @@ def boxes_around(latitude: float, longitude: float, km: float
     if south <= -90 or north >= 90:  # around a pole all meridians are near
         return [(-180.0, 180.0, max(south, -90.0), min(north, 90.0))]
     half = math.degrees(math.asin(min(1.0, math.sin(angle) / math.cos(math.radians(latitude)))))
-    if half >= 180:
+    if half > 89:  # it all but touches a pole; boxes may be too large, but not too small
         return [(-180.0, 180.0, south, north)]
     return boxes_of((longitude - half, north, longitude + half, north, longitude + half, south,
                      longitude - half, south))

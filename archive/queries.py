@@ -107,7 +107,9 @@ def query_at(archive: Archive, latitude: float, longitude: float) -> Query:
     Raises:
         InputError: no item lies there, or none has a place.
     """
-    numbers = archive.items.in_boxes([(longitude, longitude, latitude, latitude)])
+    meridians = (-180.0, 180.0) if abs(longitude) == 180 else (longitude,)
+    numbers = archive.items.in_boxes([(meridian, meridian, latitude, latitude)
+                                      for meridian in meridians])
     items = archive.items.of_numbers(numbers)
     there = [number for number, item in items.items()
              if contains(item.corners, latitude, longitude)]
