@@ -71,6 +71,19 @@ def test_nearest_equals_brute_force(bits, k):
     np.testing.assert_array_equal(found, np.take_along_axis(distances, order, axis=1))
 
 
+@pytest.mark.parametrize(("bits", "N"), [(1, 60), (12, 60), (12, 300_000), (300, 40_000)])
+def test_ties_of_the_last_distance_are_counted(bits, N):
+    """Over the chunks of several threads, too: of few queries a chunk has 8 x CHUNK items."""
+    data, distances, _ = make_data(bits, Q=3, N=N)
+    for k in (1, 7, 60):
+        indices, found, ties = hamming.nearest_and_ties(data[0], data[1], bits, k)
+        order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+        np.testing.assert_array_equal(indices, order)
+        last = np.take_along_axis(distances, order, axis=1)[:, -1:]
+        np.testing.assert_array_equal(ties, (distances == last).sum(axis=1))
+        np.testing.assert_array_equal(found[:, -1:], last)
+
+
 @pytest.mark.parametrize("multi", [False, True])
 def test_float_map_equals_plain_numpy(multi):
     data, _, relevance = make_data(8, Q=20, N=300, multi=multi)
