@@ -78,7 +78,7 @@ class Items:
         database = sqlite3.connect(aside)
         try:
             with database:
-                database.executescript(SCHEMA)
+                database.executescript(f"BEGIN; {SCHEMA} COMMIT;")  # one wait for the disk
                 database.executemany("INSERT INTO settings VALUES (?, ?)",
                                      [*settings.items(), ("format", FORMAT)])
         finally:
