@@ -101,7 +101,7 @@ class Items:
         aside.unlink(missing_ok=True)
         with told(path), contextlib.closing(sqlite3.connect(aside)) as database, database:
             database.execute("PRAGMA journal_mode = MEMORY")  # a killed process leaves one file
-            database.executescript(SCHEMA)
+            database.executescript(f"BEGIN; {SCHEMA} COMMIT;")  # one wait for the disk
             database.executemany("INSERT INTO settings VALUES (?, ?)",
                                  [*settings.items(), ("format", FORMAT)])
         rename(aside, path)

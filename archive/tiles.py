@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +17,10 @@ from archive.images import content_of
 from archive.items import Item, printable
 from archive.places import place_of
 from archive.reading import Reading
-from datasets.colours import Unsuited, as_rgb, choose, to_uint8
+from datasets.colours import WHICH_BANDS, Unsuited, as_rgb, choose, to_uint8
 from datasets.measured import Numbers
 from datasets.ranges import drawn, parse_range, written
-from datasets.rasters import Raster, require
+from datasets.rasters import ORIENTATION, Raster, require, tiff_tag
 from utils import InputError
 
 # A scene is a file that the user names; a virtual one may point to others, as gdalbuildvrt makes
@@ -23,6 +28,10 @@ from utils import InputError
 DRIVERS = ["GTiff", "JP2OpenJPEG", "VRT", "PNG", "JPEG"]
 SCENE_SUFFIXES = (".tif", ".tiff", ".jp2")
 LEAST_VALID = 0.5  # of the pixels of a tile; those with less are left out
+MEASURED = 0.5  # of alpha between its least and greatest value: it is no alpha
+# Megabytes that GDAL keeps of all open scenes; by default a twentieth of the machine's memory, in
+# which a whole scene may well find room.
+os.environ.setdefault("GDAL_CACHEMAX", "512")
 
 
 class Scene:
@@ -59,21 +68,47 @@ class Scene:
         self.names = [f"{printable(name or path.stem)}/{row}_{column}"
                       for column, row, *_ in self.windows]
         self._choose_bands(raster)
+        middle = self.windows[len(self.windows) // 2]
+        self._choose_alpha(raster, middle)
         self._draw_range()
+        self._look_at(middle)
 
     def _choose_bands(self, raster: Raster) -> None:
         try:
             self._bands = choose(raster.bands, self.reading.bands)
+            if len(self._bands) not in (1, 3):
+                raise Unsuited(f"{len(self._bands)} bands are chosen", WHICH_BANDS)
             if any(raster.bands[band].colour == "palette" for band in self._bands):
                 raise Unsuited("the numbers of a colour table, which have no order",
                                "save it in colours")
         except Unsuited as error:
-            error.number = ""
-            raise InputError(f"{self.path}: {error}") from None
-        file = raster.pages[0]
+            raise self._refused(error) from None
         # Not each scene says which number means nothing; 0 in all bands does, then.
+        file = raster.pages[0]
         flags = [file.mask_flag_enums[raster.bands[band].index - 1] for band in self._bands]
-        self._zero_is_nodata = all("all_valid" in [flag.name for flag in found] for found in flags)
+        self._zero_is_nodata = all({flag.name for flag in found} & {"all_valid", "alpha"}
+                                   for found in flags)
+
+    def _choose_alpha(self, raster: Raster, window: Sequence[int]) -> None:
+        """Which band, if any, is 0 where there is no data."""
+        self._alpha = [row for row, band in enumerate(raster.bands) if band.colour == "alpha"][:1]
+        if not self._alpha:
+            return
+        between = 0.0
+        with contextlib.suppress(Exception):  # a damaged tile is named when all are read
+            alpha = self._read(self._alpha, window).values
+            between = ((alpha > alpha.min()) & (alpha < alpha.max())).mean()
+        if between > MEASURED:  # the last of four 8-bit bands is marked so, whatever is in it
+            if self.reading.bands is None:
+                raise InputError(f"{self.path}: a band is marked as alpha, but {between:.0%} of it "
+                                 "lies between its least and greatest value, as in what a sensor "
+                                 "measures: say which bands are to be seen, as in --bands 1,2,3")
+            self._alpha = []
+
+    def _refused(self, error: Exception) -> InputError:
+        if isinstance(error, Unsuited):
+            error.number = ""  # the flags have none
+        return InputError(f"{self.path}: {error}")
 
     def _draw_range(self) -> None:
         self._stretch = None
@@ -82,15 +117,19 @@ class Scene:
             if len(pairs) not in (1, len(self._bands)):
                 raise InputError(f"--range has {len(pairs)} pairs, but {self.path} shows "
                                  f"{len(self._bands)} bands: give one pair, or one for each")
-            self._stretch = drawn(pairs, lambda index: [self._numbers(self.windows[index])],
+            self._stretch = drawn(pairs, lambda index: [self._measured(self.windows[index])],
                                   len(self.windows), "--range")
             self.reading = Reading(self.reading.bands, written(self._stretch))
-        try:
-            to_uint8(self._numbers(self.windows[len(self.windows) // 2]), self._stretch)
-        except Unsuited as error:
-            error.number = ""
-            raise InputError(f"{self.path}: {error}") from None
         self.value_range = self.reading.value_range
+
+    def _look_at(self, window: Sequence[int]) -> None:
+        """Raise InputError where a tile needs other flags, as all of them do then."""
+        try:
+            to_uint8(self._numbers(window), self._stretch)
+        except ValueError as error:
+            raise self._refused(error) from None
+        except Exception:  # a damaged tile is named with all others when they are read
+            return
 
     @property
     def _raster(self) -> Raster:
@@ -103,7 +142,7 @@ class Scene:
             except Exception as error:  # rasterio raises many kinds for a damaged file
                 raise InputError(f"{self.path} cannot be opened as a scene ({error}): expected a "
                                  "GeoTIFF, JPEG 2000, VRT, PNG or JPEG file") from None
-            self._local.raster = Raster(1, None)
+            self._local.raster = Raster(_orientation(self.path, file), None)
             self._local.raster.add(file)
         return self._local.raster
 
@@ -114,19 +153,40 @@ class Scene:
         column, row, *_ = self.windows[index]
         return f"{self.path}: tile at column {column}, row {row}"
 
-    def _numbers(self, window: Sequence[int]) -> Numbers:
+    def _read(self, bands: Sequence[int], window: Sequence[int]) -> Numbers:
         from rasterio.windows import Window
 
-        return self._raster.read(self._bands, Window(*window))
+        return self._raster.read(bands, Window(*window))
+
+    def _numbers(self, window: Sequence[int]) -> Numbers:
+        return self._read(self._bands, window)
+
+    def _data(self, numbers: Numbers, window: Sequence[int]) -> np.ndarray | None:
+        """Which pixels of a tile have data, bool (side, side); None: all."""
+        valid = None if numbers.valid is None else numbers.valid.any(axis=0)
+        if self._alpha:
+            there = self._read(self._alpha, window).values[0] > 0
+        elif self._zero_is_nodata:
+            there = (numbers.values != 0).any(axis=0)
+        else:
+            return valid
+        return there if valid is None else there & valid
+
+    def _measured(self, window: Sequence[int]) -> Numbers:
+        """The numbers of a tile; where it has no data, they are not valid."""
+        numbers = self._numbers(window)
+        data = self._data(numbers, window)
+        if data is None:
+            return numbers
+        known = True if numbers.valid is None else numbers.valid
+        return replace(numbers, valid=np.broadcast_to(data, numbers.values.shape) & known)
 
     def pixels(self, window: Sequence[int]) -> tuple[np.ndarray, float]:
         """A tile as uint8 (side, side, 3), and which share of it has data."""
         numbers = self._numbers(window)
-        valid = numbers.valid
-        if valid is None and self._zero_is_nodata:
-            valid = numbers.values != 0
-        share = 1.0 if valid is None else float(valid.any(axis=0).mean())
-        return np.ascontiguousarray(as_rgb(to_uint8(numbers, self._stretch))), share
+        data = self._data(numbers, window)
+        pixels = np.ascontiguousarray(as_rgb(to_uint8(numbers, self._stretch)))
+        return pixels, 1.0 if data is None else float(data.mean())
 
     def load(self, index: int) -> tuple[Item, np.ndarray] | None:
         window = self.windows[index]
@@ -137,6 +197,15 @@ class Scene:
         item = Item(self.names[index], content_of(pixels, corners), self.path, self.reading.text,
                     "", window, *pixels.shape[:2], None, crs, corners)
         return item, pixels
+
+
+def _orientation(path: Path, file: Any) -> int:
+    """As EXIF counts it, 1 to 8; GDAL leaves an image as it is stored."""
+    with open(path, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found = tiff_tag(data, ORIENTATION)
+    exif = file.tags().get("EXIF_Orientation", "")  # of a JPEG
+    found = int(exif) if exif.isdecimal() else found
+    return found if found in range(1, 9) else 1
 
 
 def _starts(length: int, side: int, stride: int) -> list[int]:

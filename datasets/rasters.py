@@ -52,7 +52,7 @@ def require(module: str, purpose: str) -> Any:
 
 def driver_of(data: bytes) -> str | None:
     """What rasterio calls the kind of a TIFF or JPEG 2000 file; None for any other file."""
-    return next((driver for magic, driver in DRIVERS.items() if data.startswith(magic)), None)
+    return next((driver for magic, driver in DRIVERS.items() if data[:16].startswith(magic)), None)
 
 
 # ---------------------------------------------------------------- what the file says of itself
