@@ -31,20 +31,23 @@ from archive.export import write_faiss, write_npz
 from archive.folder import ITEMS, MODEL, Archive
 from archive.images import ImagesOf
 from archive.model import HashModel
+from archive.outputs import check_outputs, refuse_idle
 from archive.pages import write_answers_page, write_archive_page
-from archive.queries import Query, answers_to, queries_of_files, queries_of_names, query_at
+from archive.queries import Answer, Query, answers_to, queries_of_files, queries_of_names, query_at
 from archive.reading import Reading
 from archive.tiles import scenes_in
 from engine import cli
 from engine.cli import ArgumentParser
 from engine.distributed import first_rank_first
-from engine.files import check_writable
 from hamming import constant_bits
-from utils import InputError, collapse_warning, resolve_path, warn, warn_of_boxes
+from utils import InputError, collapse_warning, resolve_path, warn, warn_of_boxes, world_size
 
 
 def main() -> None:
     args = parse_arguments()
+    if world_size() > 1 and args.action is not add:
+        raise InputError("of the commands of search.py only add shares its work: start this one "
+                         "without torchrun")
     args.action(args)
 
 
@@ -53,6 +56,8 @@ def main() -> None:
 
 def add(args: argparse.Namespace) -> None:
     """Hash images and keep their codes; every rank hashes, rank 0 writes."""
+    if args.tile is None:
+        refuse_idle(args, ["stride"], "tile")
     compute = cli.setup(args)
     folder = resolve_path(args.archive)
     begun = (folder / ITEMS).exists()
@@ -85,10 +90,14 @@ def add(args: argparse.Namespace) -> None:
 
 def reading_of(args: argparse.Namespace, model: HashModel) -> Reading:
     """How images are read: as when the model was trained, but for what flags say."""
-    if args.plain or args.bands or args.range:
-        trained = Reading() if args.plain else model.reading
-        return Reading(args.bands or trained.bands, args.range or trained.value_range)
-    return model.reading
+    reading = Reading() if args.plain else model.reading
+    if args.bands is None and args.range is None:
+        return reading
+    if reading.sensor is not None:
+        raise InputError("--bands and --range are for images that are read as they are, and this "
+                         f"model's are read {reading.describe()}: add --plain, or leave them out")
+    return Reading(reading.bands if args.bands is None else args.bands,
+                   reading.value_range if args.range is None else args.range)
 
 
 # ---------------------------------------------------------------- find
@@ -96,43 +105,49 @@ def reading_of(args: argparse.Namespace, model: HashModel) -> Reading:
 
 def find(args: argparse.Namespace) -> None:
     """Print what is nearest to each query, and write what is asked for."""
-    for flag in ("csv", "geojson", "picture"):
-        if path := getattr(args, flag):
-            check_writable(resolve_path(path).parent, f"--{flag}")
-    if args.around is not None and args.within_km is None:
-        raise InputError("--around says around which place --within_km searches: give both")
+    if not args.query:
+        refuse_idle(args, ["bands", "range", "plain", "amp", "compile"], "query")
+    if args.within_km is None:
+        refuse_idle(args, ["around"], "within_km")
+    outputs = check_outputs(args, ["csv", "geojson", "picture"])
     with Archive(resolve_path(args.archive)) as archive:
-        queries = queries_of(args, archive)
-        within = None if args.within_km is None else (args.within_km, args.around)
-        answers = list(answers_to(archive, queries, args.top, within, args.rerank))
-        print("\n\n".join(table(answer, archive.hash_bit) for answer in answers))
-        if args.csv:
-            write_csv(answers, resolve_path(args.csv))
-            print(f"wrote {resolve_path(args.csv)}")
-        if args.geojson:
-            write_geojson(answer_features(answers), resolve_path(args.geojson))
-            print(f"wrote {resolve_path(args.geojson)}")
-        if args.picture:
-            numbers = [query.number for query in queries if query.number is not None]
-            boxes = draw_answers(answers, archive.items.of_numbers(numbers), archive.hash_bit,
-                                 resolve_path(args.picture))
-            print(f"wrote {resolve_path(args.picture)}")
-            warn_of_boxes(boxes)
-        if args.page:
-            write_answers_page(archive, answers, resolve_path(args.page))
-            print(f"open {resolve_path(args.page) / 'index.html'} in a browser")
+        archive.check_filled()
+        queries = hashed(args, archive) if args.query else []
+        with archive.reading():
+            if args.name:
+                queries = queries_of_names(archive, args.name)
+            elif args.at:
+                queries = [query_at(archive, *args.at)]
+            within = None if args.within_km is None else (args.within_km, args.around)
+            answers = list(answers_to(archive, queries, args.top, within, args.rerank))
+            write_answers(args, archive, answers, outputs)
 
 
-def queries_of(args: argparse.Namespace, archive: Archive) -> list[Query]:
-    """What is searched for: files, items by name, or the item at a place."""
-    if args.name:
-        return queries_of_names(archive, args.name)
-    if args.at:
-        return [query_at(archive, *args.at)]
+def hashed(args: argparse.Namespace, archive: Archive) -> list[Query]:
+    """The files that are searched for."""
     model = HashModel(archive.folder / MODEL, cli.setup(args))
     archive.check_model(model)
     return queries_of_files([resolve_path(path) for path in args.query], model,
                             reading_of(args, model))
+
+
+def write_answers(args: argparse.Namespace, archive: Archive, answers: list[Answer],
+                  outputs: dict[str, Path]) -> None:
+    """As a table on stdout, and as flags say."""
+    print("\n\n".join(table(answer, archive.hash_bit) for answer in answers))
+    if "csv" in outputs:
+        write_csv(answers, outputs["csv"])
+    if "geojson" in outputs:
+        write_geojson(answer_features(answers), outputs["geojson"])
+    if "picture" in outputs:
+        numbers = [answer.query.number for answer in answers if answer.query.number is not None]
+        warn_of_boxes(draw_answers(answers, archive.items.of_numbers(numbers), archive.hash_bit,
+                                   outputs["picture"]))
+    for path in outputs.values():
+        print(f"wrote {path}")
+    if args.page is not None:
+        write_answers_page(archive, answers, resolve_path(args.page))
+        print(f"open {resolve_path(args.page) / 'index.html'} in a browser")
 
 
 # ---------------------------------------------------------------- page, export, info, remove
@@ -148,22 +163,26 @@ def page(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Write what is asked for."""
-    if not (args.faiss or args.npz or args.geojson):
+    if args.faiss is None:
+        refuse_idle(args, ["kind"], "faiss")
+    outputs = check_outputs(args, ["faiss", "npz", "geojson"])
+    if not outputs:
         raise InputError("say with --faiss, --npz or --geojson what is to be written")
-    with Archive(resolve_path(args.archive)) as archive:
-        for flag, write in (("faiss", lambda path: write_faiss(archive, path, args.kind)),
-                            ("npz", lambda path: write_npz(archive, path)),
-                            ("geojson", lambda path: write_geojson(
-                                all_features(archive.items.all()), path))):
-            if value := getattr(args, flag):
-                check_writable(resolve_path(value).parent, f"--{flag}")
-                write(resolve_path(value))
-                print(f"wrote {resolve_path(value)}")
+    with Archive(resolve_path(args.archive)) as archive, archive.reading():
+        archive.check_filled()
+        if "faiss" in outputs:
+            write_faiss(archive, outputs["faiss"], args.kind or "flat")
+        if "npz" in outputs:
+            write_npz(archive, outputs["npz"])
+        if "geojson" in outputs:
+            write_geojson(all_features(archive.items.all()), outputs["geojson"])
+    for path in outputs.values():
+        print(f"wrote {path}")
 
 
 def info(args: argparse.Namespace) -> None:
     """Say what is in an archive, and that it is whole."""
-    with Archive(resolve_path(args.archive)) as archive:
+    with Archive(resolve_path(args.archive)) as archive, archive.reading():
         counts = archive.items.counts()
         print(f"{archive.folder}: {counts['items']:,} items, {archive.hash_bit} bits each; "
               f"{counts['places']:,} with a place, {counts['labelled']:,} in "

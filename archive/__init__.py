@@ -16,7 +16,7 @@
     places       footprints, distances, GeoJSON
     queries      what is searched for, and what was found; answers: as text, CSV, GeoJSON, picture
     page, pages  the archive as a folder for a browser
-    export       faiss, .npz; flags: of search.py
+    export       faiss, .npz; flags: of search.py; outputs: the files that it writes
 """
 
 from archive.adding import add_images

@@ -16,6 +16,8 @@ from datasets.store import SAMPLE, ahead, warn_if_flat
 from engine.distributed import gathered
 from utils import InputError, first_few, progress, rank, world_size
 
+FLAT = ("images of 16 bits, whose numbers fill a part of the range, can be stretched, all alike, "
+        "by --range 2%,98%", "see that these are images; search.py remove takes them out")
 AHEAD = 2  # batches of images that are read before they are asked for
 
 
@@ -81,7 +83,8 @@ def add_images(archive: Archive, model: HashModel, sources: Sequence[Pictures]) 
                 brightness += batch.brightness[:SAMPLE - len(brightness)]
                 bar.update(len(batch.items) + len(batch.known) + batch.empty + len(batch.failed))
     if brightness and rank() == 0:
-        warn_if_flat(np.array(brightness), "what was added", getattr(source, "value_range", None))
+        ranges = [source.value_range for source in sources if source.value_range]
+        warn_if_flat(np.array(brightness), "what was added", ranges[0] if ranges else None, FLAT)
     report.seconds = time.monotonic() - started
     return report
 

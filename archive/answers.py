@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from archive.items import Item
+from archive.items import Item, printable
 from archive.originals import Originals
 from archive.places import centre_of, geometry_of
 from archive.queries import Answer
@@ -31,6 +31,7 @@ def place_text(item: Item) -> str:
 def file_of(item: Item) -> str:
     """Where an item's image lies, with the place in it."""
     file = str(item.path / item.member.replace("\n", "|")) if item.member else str(item.path)
+    file = printable(file)
     if item.window is None:
         return file
     column, row, width, height = item.window
@@ -69,7 +70,7 @@ def write_csv(answers: Sequence[Answer], path: Path) -> None:
     for answer in answers:
         writer.writerows(_records(answer))
     with atomic_file(path) as file:
-        file.write(text.getvalue().encode(errors="backslashreplace"))
+        file.write(text.getvalue().encode())
 
 
 def write_geojson(features: Iterable[tuple[Item, dict[str, Any]]], path: Path) -> None:
@@ -95,7 +96,7 @@ def draw_answers(answers: Sequence[Answer], items: dict[int, Item], hash_bit: in
     """A picture: a row a query, its name and those of the items below their images.
 
     Args:
-        answers: of one length at least.
+        answers: in the order of the rows.
         items: the queries that are items of the archive, by number.
         hash_bit: K.
         path: of the PNG.

@@ -6,17 +6,19 @@ import io
 import os
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from engine.files import writing
+from engine.files import atomic_file, writing
 
 
 class GrowingArray:
     """A .npy file (N, W) that grows; N stands in the database beside it, with a checksum.
 
     Rows are written and synced before they are counted, so a killed process leaves at most rows
-    that nobody counts, and the next one writes over them. numpy.load reads the file, too.
+    that nobody counts, and the next one writes over them. numpy.load reads the file, too, at any
+    moment.
     """
 
     def __init__(self, path: Path, width: int, dtype: type) -> None:
@@ -35,16 +37,23 @@ class GrowingArray:
     def append(self, count: int, rows: np.ndarray) -> None:
         """Write rows (n, W) behind the first `count` ones. Raises InputError: disk full."""
         data = np.ascontiguousarray(rows, self.dtype).tobytes()
-        with writing(self.path), open(self.path, "r+b" if self.path.exists() else "w+b") as file:
+        if not self.path.exists():
+            with atomic_file(self.path) as file:
+                file.write(self._header_for(0))
+        with writing(self.path), open(self.path, "r+b") as file:
+            self._tell(file, count)  # a killed process may have told of rows that now go
             file.seek(self._header + count * self.width * self.dtype.itemsize)
             file.write(data)
             file.truncate()
             file.flush()
             os.fsync(file.fileno())  # the rows are there before the header tells of them
-            file.seek(0)
-            file.write(self._header_for(count + len(rows)))
-            file.flush()
+            self._tell(file, count + len(rows))
             os.fsync(file.fileno())
+
+    def _tell(self, file: BinaryIO, count: int) -> None:
+        file.seek(0)
+        file.write(self._header_for(count))
+        file.flush()
 
     def load(self, count: int) -> np.ndarray | None:
         """The first `count` rows, memory-mapped read-only; None where the file has fewer."""

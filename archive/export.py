@@ -70,8 +70,9 @@ def write_faiss(archive: Archive, path: Path, kind: str) -> None:
     """
     import faiss
 
+    archive.check_filled()
     numbers, codes = live_codes(archive)
-    if not len(codes) or (kind == "ivf" and len(codes) < LEAST_IVF):
+    if kind == "ivf" and len(codes) < LEAST_IVF:
         raise InputError(f"{archive.folder} has {len(codes):,} items, too few for an index of the "
                          f"kind {kind}: use --kind flat, or add more")
     whole = archive.numbers is None
@@ -86,14 +87,9 @@ def write_faiss(archive: Archive, path: Path, kind: str) -> None:
 
 
 def write_npz(archive: Archive, path: Path) -> None:
-    """Codes, names and labels as test.py --codes reads them; each item is a query, too.
-
-    Raises:
-        InputError: an archive without items.
-    """
+    """Codes, names and labels as test.py --codes reads them; each item is a query, too."""
+    archive.check_filled()
     numbers, codes = live_codes(archive)
-    if not len(codes):
-        raise InputError(f"{archive.folder} has no items: add some first")
     names, kinds = [], []
     for _, item in archive.items.all():
         names.append(item.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from archive.export import KINDS
+from archive.items import printable
 from engine import cli
 from engine.cli import number
 from utils import LARGEST_SIDE
@@ -53,7 +54,7 @@ def of_add(parser: argparse.ArgumentParser) -> None:
 def of_find(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--query", nargs="+", metavar="FILE", help="image files, which are hashed")
-    what.add_argument("--name", nargs="+", help="items of the archive")
+    what.add_argument("--name", nargs="+", type=printable, help="items of the archive")
     what.add_argument("--at", type=coordinate, metavar="LAT,LON", help="the item that lies there")
     parser.add_argument("--top", type=number(int, 1), default=20, help="how many to find")
     parser.add_argument("--within_km", type=number(float, 0), metavar="KM",
@@ -82,14 +83,14 @@ def of_page(parser: argparse.ArgumentParser) -> None:
 
 def of_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--faiss", metavar="FILE", help="an index of faiss")
-    parser.add_argument("--kind", choices=KINDS, default="flat",
-                        help="of the index: flat compares all; ivf and multihash compare some, and "
-                             "pay from millions of items on (docs/search.md)")
+    parser.add_argument("--kind", choices=KINDS,
+                        help="of the index (default: flat): flat compares all; ivf and multihash "
+                             "compare some, and pay from millions of items on (docs/search.md)")
     parser.add_argument("--npz", metavar="FILE",
                         help="codes, names and labels, as test.py --codes reads them")
     parser.add_argument("--geojson", metavar="FILE", help="all footprints, for QGIS")
 
 
 def of_remove(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", nargs="+", required=True,
+    parser.add_argument("--name", nargs="+", required=True, type=printable,
                         help="names of items, or globs such as 'River/*'")

@@ -49,13 +49,17 @@ class Archive:
             InputError: something else lies in the folder, or it cannot be written.
         """
         check_writable(folder, "--archive")
-        left = {MODEL, ".lock"}  # by one that was killed while it began
+        left = {MODEL, ITEMS, CODES, OUTPUTS, ".lock"}  # by one that was killed while it began
         foreign = sorted(entry.name for entry in folder.iterdir()
                          if entry.name not in left and not entry.name.endswith(".part"))
         if foreign:
             raise InputError(f"--archive {folder} is no archive, but holds {foreign[0]}: name a "
                              "new or empty folder")
         with lock(folder / ".lock", f"another process is changing {folder}"):
+            if (folder / ITEMS).exists():
+                raise InputError(f"another process has begun {folder}: add again")
+            for part in folder.glob(f".{MODEL}.*.part"):
+                part.unlink()
             with atomic_file(folder / MODEL) as file, open(model.path, "rb") as source:
                 shutil.copyfileobj(source, file)
             Items.create(folder / ITEMS, {
@@ -91,12 +95,23 @@ class Archive:
 
     def check_model(self, model: HashModel) -> None:
         """Raise InputError where the codes of the archive are of another model."""
-        if model.digest != self.model_digest:
-            raise InputError(f"{model.path} is not the model that made the codes of {self.folder}, "
-                             "and codes of two models cannot be compared: leave --pretrain_path "
-                             "out, or begin another archive")
+        if model.digest == self.model_digest:
+            return
+        if model.path == self.folder / MODEL:
+            raise InputError(f"{model.path} is not the model that made the codes of {self.folder}: "
+                             "it was changed; put that one back in its place")
+        raise InputError(f"{model.path} is not the model that made the codes of {self.folder}, and "
+                         "codes of two models cannot be compared: leave --pretrain_path out, or "
+                         "begin another archive")
 
     # ------------------------------------------------------------ what is in it
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Inside, all is as it was at one moment; others who write wait so long."""
+        with self.items.transaction("DEFERRED"):
+            self._read_state()
+            yield
 
     @cached_property
     def codes(self) -> np.ndarray:
@@ -138,6 +153,11 @@ class Archive:
 
     def __len__(self) -> int:
         return self.count if self.numbers is None else len(self.numbers)
+
+    def check_filled(self) -> None:
+        """Raise InputError where nothing is in it."""
+        if not len(self):
+            raise InputError(f"{self.folder} has no items: add some first")
 
     def nearest(self, queries: np.ndarray, k: int, among: np.ndarray | None = None
                 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from archive.items import Item
+from archive.items import Item, printable
 from archive.places import Corners, place_of
 from archive.reading import Reading
 from datasets.bandfiles import band_files, choose_bands
@@ -26,6 +26,7 @@ class Pictures(Protocol):
 
     path: Path
     names: Sequence[str]
+    value_range: str | None
 
     def load(self, index: int) -> tuple[Item, np.ndarray] | None:
         """The image uint8 (H, W, C) and what is kept of it; None where there is no data."""
@@ -64,7 +65,7 @@ class ImagesOf:
         else:
             self.path, container = path, open_container(path)
             files = _files_of(container, reading)
-        self.names = without_shared_folder(list(files))
+        self.names = [printable(name) for name in without_shared_folder(list(files))]
         self._files = list(files.values())
         self._source = reading.source(container, self._files)
         self._container = container

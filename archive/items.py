@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from archive.places import Corners, boxes_of
+from engine.files import rename
 from utils import InputError
 
 FORMAT = "mrhash-archive-1"
@@ -29,6 +30,7 @@ COLUMNS = ("name, content, (SELECT path FROM origins WHERE id = origin), "
            "(SELECT reading FROM origins WHERE id = origin), member, window, height, width, class, "
            "crs, corners")
 CORNERS, WINDOW = struct.Struct("<8d"), struct.Struct("<4q")
+WAITING = 600  # seconds, for a process that reads or writes at this moment
 AT_ONCE = 500  # values in one query; SQLite of old allows 999
 
 
@@ -55,15 +57,37 @@ class Item:
     corners: Corners | None = None
 
 
+def printable(name: str) -> str:
+    """A name that can be shown and kept, also of a file whose name is no text in UTF-8."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """What SQLite says of a database as one sentence."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        reason = " ".join(str(error).split())
+        if "full" in reason or "I/O" in reason:
+            raise InputError(f"{path} could not be written ({reason}): free some space; what was "
+                             "saved before is whole") from None
+        if "locked" in reason or "readonly" in reason or "unable to open" in reason:
+            raise InputError(f"{path} cannot be used now ({reason}): see that it may be written "
+                             "and that no other process holds it") from None
+        raise InputError(f"{path} is damaged ({reason}): put a copy back, or make the archive "
+                         "again") from None
+
+
 class Items:
     """The open database. Methods raise InputError where it is damaged, or the disk is full."""
 
     def __init__(self, path: Path) -> None:
         """path: of a database that `create` has made."""
         self.path = path
-        with self.told():
+        with told(self.path):
             self._database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True,
-                                             timeout=30, isolation_level=None)
+                                             timeout=WAITING, isolation_level=None)
             self._database.execute("PRAGMA synchronous = FULL")
             found = self.setting("format")
         if found != FORMAT:
@@ -75,50 +99,34 @@ class Items:
         """A database without items at `path`, where none is yet; whole or not at all."""
         aside = path.with_name(f".{path.name}.part")
         aside.unlink(missing_ok=True)
-        database = sqlite3.connect(aside)
-        try:
-            with database:
-                database.executescript(f"BEGIN; {SCHEMA} COMMIT;")  # one wait for the disk
-                database.executemany("INSERT INTO settings VALUES (?, ?)",
-                                     [*settings.items(), ("format", FORMAT)])
-        finally:
-            database.close()
-        os.replace(aside, path)
+        with told(path), contextlib.closing(sqlite3.connect(aside)) as database, database:
+            database.execute("PRAGMA journal_mode = MEMORY")  # a killed process leaves one file
+            database.executescript(f"BEGIN; {SCHEMA} COMMIT;")  # one wait for the disk
+            database.executemany("INSERT INTO settings VALUES (?, ?)",
+                                 [*settings.items(), ("format", FORMAT)])
+        rename(aside, path)
 
     def close(self) -> None:
         self._database.close()
 
     @contextlib.contextmanager
-    def told(self) -> Iterator[None]:
-        """What SQLite says as one sentence."""
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            reason = " ".join(str(error).split())
-            if "full" in reason or "I/O" in reason:
-                raise InputError(f"{self.path} could not be written ({reason}): free some space; "
-                                 "what was saved before is whole") from None
-            if "locked" in reason or "readonly" in reason or "unable to open" in reason:
-                raise InputError(f"{self.path} cannot be used now ({reason}): see that it may be "
-                                 "written and that no other process holds it") from None
-            raise InputError(f"{self.path} is damaged ({reason}): put a copy back, or make the "
-                             "archive again") from None
+    def transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
+        """All that happens inside, or nothing of it, also when the process is killed.
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All that happens inside, or nothing of it, also when the process is killed."""
-        with self.told():
-            self._database.execute("BEGIN IMMEDIATE")
+        Of the kind DEFERRED: what is read inside is of one moment; who writes waits so long.
+        """
+        with told(self.path):
+            self._database.execute(f"BEGIN {kind}")
             try:
                 yield
+                self._database.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):
                     self._database.execute("ROLLBACK")
                 raise
-            self._database.execute("COMMIT")
 
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple]:
-        with self.told():
+        with told(self.path):
             return self._database.execute(query, values).fetchall()
 
     # ------------------------------------------------------------ settings
@@ -182,7 +190,7 @@ class Items:
 
     def codes(self) -> Iterator[tuple[int, bytes]]:
         """Number and packed code of each item, in order."""
-        with self.told():
+        with told(self.path):
             yield from self._database.execute("SELECT number, code FROM items ORDER BY number")
 
     def of_numbers(self, numbers: Sequence[int]) -> dict[int, Item]:
@@ -198,7 +206,7 @@ class Items:
 
     def all(self) -> Iterator[tuple[int, Item]]:
         """Every item with its number, in order."""
-        with self.told():
+        with told(self.path):
             for number, *row in self._database.execute(
                     f"SELECT number, {COLUMNS} FROM items ORDER BY number"):
                 yield number, _item(row)

@@ -17,14 +17,14 @@ from utils import InputError, progress
 
 def write_archive_page(archive: Archive, folder: Path, basemap: str | None) -> None:
     """All items. Raises InputError: none, too many, or an image that is not there any more."""
-    numbers, codes = live_codes(archive)
-    if not len(numbers):
-        raise InputError(f"{archive.folder} has no items: add some first")
-    if len(numbers) > MOST:
-        raise InputError(f"{archive.folder} has {len(numbers):,} items, more than the "
-                         f"{MOST:,} that a page can hold: use search.py find --page, which "
-                         "shows answers alone")
-    found, originals = list(archive.items.all()), Originals()
+    with archive.reading():
+        archive.check_filled()
+        numbers, codes = live_codes(archive)
+        if len(numbers) > MOST:
+            raise InputError(f"{archive.folder} has {len(numbers):,} items, more than the "
+                             f"{MOST:,} that a page can hold: use search.py find --page, which "
+                             "shows answers alone")
+        found, originals = list(archive.items.all()), Originals()
     items = [PageItem(number, item.name, item.kind, item.corners) for number, item in found]
     images = (originals.read(item) for _, item in progress(found, "drawing", len(found)))
     write_page(folder, archive.folder.name, archive.hash_bit, codes, items, images, basemap)

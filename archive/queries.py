@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ import numpy as np
 
 from archive.folder import Archive
 from archive.images import ImagesOf
-from archive.items import Item
+from archive.items import Item, printable
 from archive.model import HashModel
 from archive.places import Corners, boxes_around, centre_of, contains, distance_km
 from archive.reading import Reading
+from datasets.store import ahead
 from utils import InputError, first_few
 
 RERANKED = 100  # nearest items that are ordered anew
@@ -24,8 +26,8 @@ class Query:
     """An image that others are compared with.
 
     name: what it is called. code: packed, uint8 (ceil(K/8),). output: of the hash network, float
-    (K,), or None. number: of the item that it is, or None. corners: its footprint, or None.
-    pixels: uint8 (H, W, C) of a file; None: the item's.
+    (K,); None: the item's. number: of the item that it is, or None. corners: its footprint, or
+    None. pixels: uint8 (H, W, C) of a file; None: the item's.
     """
 
     name: str
@@ -69,25 +71,36 @@ class Answer:
 
 def queries_of_files(paths: Sequence[Path], model: HashModel, reading: Reading) -> list[Query]:
     """Image files, hashed. Raises InputError that names those that cannot be read."""
-    queries, failed = [], []
     for path in paths:
         if not path.is_file():
             raise InputError(f"--query {path} is no file: name image files")
-        images = ImagesOf(path, reading)
-        if len(images) != 1:
-            raise InputError(f"--query {path} holds {len(images):,} images: name image files")
-        try:
-            item, pixels = images.load(0)
-        except Exception as error:  # Pillow, GDAL and zlib raise many kinds for a damaged file
-            failed.append(f"{path} ({getattr(error, 'strerror', None) or error})")
+    compute = model.compute
+    loaded = ahead(lambda path: _load(path, reading), paths, compute.workers, compute.batch_size)
+    queries, failed = [], []
+    while batch := list(itertools.islice(loaded, compute.batch_size)):
+        found = [one for one in batch if not isinstance(one, str)]
+        failed += [one for one in batch if isinstance(one, str)]
+        if not found:
             continue
-        output = model.outputs([pixels])
-        queries.append(Query(path.name, model.codes_of(output)[0], output[0],
-                             corners=item.corners, pixels=pixels))
+        outputs = model.outputs([pixels for _, _, pixels in found])
+        for (path, item, pixels), output in zip(found, outputs, strict=True):
+            queries.append(Query(printable(path.name), model.codes_of(output[None])[0], output,
+                                 corners=item.corners, pixels=pixels))
     if failed:
         raise InputError(f"{len(failed):,} of {len(paths):,} queries cannot be read: "
                          f"{first_few(failed)}")
     return queries
+
+
+def _load(path: Path, reading: Reading) -> tuple[Path, Item, np.ndarray] | str:
+    """An image; or why it cannot be read."""
+    images = ImagesOf(path, reading)
+    if len(images) != 1:
+        raise InputError(f"--query {path} holds {len(images):,} images: name image files")
+    try:
+        return path, *images.load(0)
+    except Exception as error:  # Pillow, GDAL and zlib raise many kinds for a damaged file
+        return f"{path} ({getattr(error, 'strerror', None) or error})"
 
 
 def queries_of_names(archive: Archive, names: Sequence[str]) -> list[Query]:
@@ -124,8 +137,7 @@ def query_at(archive: Archive, latitude: float, longitude: float) -> Query:
 
 def _of_number(archive: Archive, number: int) -> Query:
     item = archive.items.of_numbers([number])[number]
-    output = archive.outputs[number].astype(np.float32) if archive.keeps_outputs else None
-    return Query(item.name, np.array(archive.codes[number]), output, number, item.corners)
+    return Query(item.name, np.array(archive.codes[number]), None, number, item.corners)
 
 
 # ---------------------------------------------------------------- answers
@@ -155,7 +167,9 @@ def answers_to(archive: Archive, queries: Sequence[Query], top: int,
         numbers, distances, ties, count = _nearest(archive, query, k, among)
         cosines = None
         if rerank:
-            cosines = _cosines(query.output, archive.outputs[numbers].astype(np.float32))
+            output = archive.outputs[query.number] if query.output is None else query.output
+            cosines = _cosines(output.astype(np.float32),
+                               archive.outputs[numbers].astype(np.float32))
             order = np.lexsort((numbers, distances, -cosines))[:top]
             numbers, distances, cosines = numbers[order], distances[order], cosines[order]
         items = archive.items.of_numbers(numbers.tolist())

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from archive.images import content_of
-from archive.items import Item
+from archive.items import Item, printable
 from archive.places import place_of
 from archive.reading import Reading
 from datasets.colours import WHICH_BANDS, Unsuited, as_rgb, choose, to_uint8
@@ -65,7 +65,8 @@ class Scene:
                              f"{side}")
         self.windows = [(column, row, side, side) for row in _starts(height, side, stride)
                         for column in _starts(width, side, stride)]
-        self.names = [f"{name or path.stem}/{row}_{column}" for column, row, *_ in self.windows]
+        self.names = [f"{printable(name or path.stem)}/{row}_{column}"
+                      for column, row, *_ in self.windows]
         self._choose_bands(raster)
         middle = self.windows[len(self.windows) // 2]
         self._choose_alpha(raster, middle)

@@ -23,6 +23,9 @@ ROOM = 1 << 30  # bytes of a store that are no matter, however little of them it
 AHEAD = 64  # images decoded before they are asked for
 # Images are black where half of them have hardly a pixel brighter than DARK of 255, and white where
 # half have hardly one darker than 255 - DARK; SAMPLE of them are looked at.
+FLAT = ("images of 16 bits, whose numbers fill a part of the range, can be stretched, all alike, "
+        "for folder and pairs by --range1 2%,98%; masks can be left out by --exclude",
+        "they can be left out by --exclude")
 DARK, SAMPLE = 40, 500
 MOST_REASON = 400  # characters of why an image cannot be read
 
@@ -105,28 +108,27 @@ def repeat_warning(source: ImageSource, label: str, cache_dir: Path) -> None:
         warn_if_flat(open_cached(path, min(len(source), SAMPLE)), label, source.value_range)
 
 
-def warn_if_flat(brightness: np.ndarray, label: str, value_range: str | None) -> None:
+def warn_if_flat(brightness: np.ndarray, label: str, value_range: str | None,
+                 advice: tuple[str, str] = FLAT) -> None:
     """A warning where half of the images are nearly black, or nearly white.
 
     Args:
         brightness: uint8 (n, 2), percentiles 1 and 99 of each image's pixels.
         label: what the warning calls the images.
         value_range: what became black and white, where the user said so.
+        advice: on dark images, and on bright ones.
     """
     low, high = np.median(brightness, axis=0).astype(int)
     if high < DARK:
-        found = f"brighter than {high}"
-        advice = ("images of 16 bits, whose numbers fill a part of the range, can be stretched, "
-                  "all alike, for folder and pairs by --range1 2%,98%; masks can be left out by "
-                  "--exclude")
+        found, what_to_do = f"brighter than {high}", advice[0]
     elif low > 255 - DARK:
-        found, advice = f"darker than {low}", "they can be left out by --exclude"
+        found, what_to_do = f"darker than {low}", advice[1]
     else:
         return
     if value_range:
-        advice = f"the range {value_range} leaves them so; 2%,98% is drawn from the images"
+        what_to_do = f"the range {value_range} leaves them so; 2%,98% is drawn from the images"
     warn_once(f"of {len(brightness):,} images of {label} that were looked at, at least half have "
-              f"almost no pixel (1 %) {found} of 255: {advice}")
+              f"almost no pixel (1 %) {found} of 255: {what_to_do}")
 
 
 def _made(path: Path | None, shape: tuple[int, ...], dtype: type,

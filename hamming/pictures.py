@@ -75,7 +75,7 @@ def neighbour_picture(
 
     Args:
         queries: an image each, uint8 (H, W, 1 or 3), of any size.
-        neighbours: k images for each query, nearest first.
+        neighbours: up to k images for each query, nearest first.
         relevant: bool (q, k), or None without labels (all frames grey).
         captions: one line for each query.
         file: the PNG.
@@ -85,7 +85,7 @@ def neighbour_picture(
         the characters of captions and names that are drawn as boxes, for want of a font.
     """
     size = TILE + 2 * FRAME
-    width = (len(neighbours[0]) + 1) * (size + GAP) + 3 * GAP
+    width = (max(map(len, neighbours)) + 1) * (size + GAP) + 3 * GAP
     height = size + GAP + LINE * (1 if names is None else 2)
     picture = Image.new("RGB", (width, len(queries) * height + GAP), "white")
     draw = ImageDraw.Draw(picture)
