@@ -67,7 +67,7 @@ def told(path: Path) -> Iterator[None]:
     """What SQLite says of a database as one sentence."""
     try:
         yield
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter where names are hurt
         reason = " ".join(str(error).split())
         if "full" in reason or "I/O" in reason:
             raise InputError(f"{path} could not be written ({reason}): free some space; what was "
@@ -199,9 +199,10 @@ class Items:
         for start in range(0, len(numbers), AT_ONCE):
             part = numbers[start:start + AT_ONCE]
             marks = ", ".join("?" * len(part))
-            for number, *row in self._rows(
-                    f"SELECT number, {COLUMNS} FROM items WHERE number IN ({marks})", part):
-                found[number] = _item(row)
+            rows = self._rows(f"SELECT number, {COLUMNS} FROM items WHERE number IN ({marks})",
+                              part)
+            with told(self.path):
+                found.update((number, _item(row)) for number, *row in rows)
         return found
 
     def all(self) -> Iterator[tuple[int, Item]]:
@@ -245,6 +246,9 @@ class Items:
 
 def _item(row: Sequence[Any]) -> Item:
     name, content, path, reading, member, window, height, width, kind, crs, corners = row
-    return Item(name, content, Path(os.fsdecode(path)), reading, os.fsdecode(member),
-                window and WINDOW.unpack(window), height, width, kind, crs,
-                corners and CORNERS.unpack(corners))
+    try:
+        return Item(name, content, Path(os.fsdecode(path)), reading, os.fsdecode(member),
+                    window and WINDOW.unpack(window), height, width, kind, crs,
+                    corners and CORNERS.unpack(corners))
+    except (struct.error, TypeError, ValueError) as error:
+        raise sqlite3.DatabaseError(f"what it says of {name}: {error}") from None

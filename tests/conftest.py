@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from helpers import ROOT, SMALL, Zygote, make_pairs, run_script, stage1_flags, stage2_flags
+from search_helpers import add_to, pictures, save_model
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -52,3 +53,18 @@ def trained(tmp_path_factory, zygote):
         assert code == 0, output
         outputs.append(output)
     return folder, outputs
+
+
+@pytest.fixture(scope="session")
+def hash_model(tmp_path_factory):
+    """A mrhash.pth of random weights, 20 bits, which hashes images as they are."""
+    return save_model(tmp_path_factory.mktemp("model") / "mrhash.pth")
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory, hash_model):
+    """Twelve images below images/, and archive/ of them with outputs. Nobody changes it."""
+    folder = tmp_path_factory.mktemp("searched")
+    report = add_to(folder / "archive", hash_model, pictures(folder / "images"), keep_outputs=True)
+    assert report.added == 12
+    return folder
