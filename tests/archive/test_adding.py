@@ -108,13 +108,14 @@ def test_images_of_all_sizes_and_channels_stand_in_one_batch(tmp_path, hash_mode
     images = tmp_path / "images"
     images.mkdir()
     picture(1, 64, 16).save(images / "tall.png")
-    picture(2, 5, 200).save(images / "wide.png")
+    picture(2, 9, 50).save(images / "wide.png")
     picture(3, channels=1).save(images / "grey.png")
     picture(4, channels=4).save(images / "alpha.png")
     picture(5).convert("P").save(images / "palette.png")
     picture(6).save(images / "lossy.jpg")
-    together = state_of(folder) if add_to(folder := tmp_path / "all", hash_model, images) else None
-    assert len(together) == 6
+    report = add_to(tmp_path / "all", hash_model, images)
+    assert (report.added, report.failed) == (6, [])
+    together = state_of(tmp_path / "all")
     for path in images.iterdir():
         folder = tmp_path / path.stem
         add_to(folder, hash_model, path)
