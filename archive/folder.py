@@ -49,17 +49,17 @@ class Archive:
             InputError: something else lies in the folder, or it cannot be written.
         """
         check_writable(folder, "--archive")
-        left = {MODEL, ITEMS, CODES, OUTPUTS, ".lock"}  # by one that was killed while it began
+        left = {MODEL, ".lock"}  # by one that was killed while it began
         foreign = sorted(entry.name for entry in folder.iterdir()
                          if entry.name not in left and not entry.name.endswith(".part"))
-        if foreign:
+        if foreign and ITEMS not in foreign:
             raise InputError(f"--archive {folder} is no archive, but holds {foreign[0]}: name a "
                              "new or empty folder")
         with lock(folder / ".lock", f"another process is changing {folder}"):
             if (folder / ITEMS).exists():
                 raise InputError(f"another process has begun {folder}: add again")
-            for part in folder.glob(f".{MODEL}.*.part"):
-                part.unlink()
+            for old in (folder / MODEL, *folder.glob(f".{MODEL}.*.part")):
+                old.unlink(missing_ok=True)  # left as above; without it the disk may have room
             with atomic_file(folder / MODEL) as file, open(model.path, "rb") as source:
                 shutil.copyfileobj(source, file)
             Items.create(folder / ITEMS, {
@@ -82,12 +82,17 @@ class Archive:
             if state["outputs_checksum"] is not None:
                 self._checksums[OUTPUTS] = int(state["outputs_checksum"])
         except (KeyError, TypeError, ValueError):
-            raise InputError(f"{self.items.path} does not say what is in it: it is damaged, put a "
-                             "copy back or make the archive again") from None
+            raise self._damaged() from None
+        if self.hash_bit < 1 or self.count < 0:
+            raise self._damaged()
         self._files = {CODES: GrowingArray(self.folder / CODES, -(-self.hash_bit // 8), np.uint8),
                        OUTPUTS: GrowingArray(self.folder / OUTPUTS, self.hash_bit, np.float16)}
         for name in ("codes", "outputs", "numbers"):
             self.__dict__.pop(name, None)
+
+    def _damaged(self) -> InputError:
+        return InputError(f"{self.items.path} does not say what is in it: it is damaged, put a "
+                          "copy back or make the archive again")
 
     @property
     def keeps_outputs(self) -> bool:
@@ -141,8 +146,14 @@ class Archive:
         warn(f"{self.folder / CODES} is cut short or damaged: its codes are taken from {ITEMS}, "
              "and the next add mends it")
         codes = np.zeros((self.count, self._files[CODES].width), np.uint8)
+        found = 0
         for number, code in self.items.codes():
+            if number >= self.count or len(code) != codes.shape[1]:
+                raise self._damaged()
             codes[number] = np.frombuffer(code, np.uint8)
+            found += 1
+        if found + len(self.items.removed()) != self.count:
+            raise self._damaged()
         return codes
 
     @cached_property

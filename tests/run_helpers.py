@@ -1,9 +1,11 @@
 """Runs of the scripts that tests cut short: the commands, how to act inside them, comparisons."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,3 +151,30 @@ def kill(zygote, pid, number=signal.SIGKILL):
     """End a script; returns its exit code."""
     os.kill(pid, number)
     return zygote.wait(pid)
+
+
+# ------------------------------------------------------------ short of disk
+
+
+def assert_disk_full(code, text, folder):
+    assert code == 2, text
+    last = text.strip().splitlines()[-1]
+    assert last.startswith("error: ") and str(folder) in last and text.count("error:") == 1, text
+    assert "free some space" in last or "limit on the size of files" in last, text
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """`folder` on a disk of `size` bytes; skips where we may not mount one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a small disk here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def resize(folder, size):
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)

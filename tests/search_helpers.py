@@ -52,9 +52,10 @@ def save_model(path, seed=0, hash_bit=20, **data):
     views = torch.stack([torch.from_numpy(np.array(picture(1000 + number, 32, 32)))
                          for number in range(64)]).permute(0, 3, 1, 2) / 128 - 1
     network.train()
+    for module in network.modules():  # batch normalisation learns at once what images look like
+        module.momentum = 1.0
     with torch.no_grad():
-        for _ in range(20):  # batch normalisation learns what images look like
-            network.backbone.model(views)
+        network.backbone.model(views)
         network.eval()
         features = network.backbone(views)
         weights = torch.randn(hash_bit, features.shape[1]) / features.std(dim=0).clamp_min(1e-6)

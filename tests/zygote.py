@@ -15,6 +15,7 @@ import sys
 import hamming.figures
 import hamming.pictures  # noqa: F401
 import myautoencoder.autoencoder  # noqa: F401
+import search  # noqa: F401
 import train  # noqa: F401
 
 os.fsync = lambda _: None  # as in conftest.py

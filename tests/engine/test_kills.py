@@ -1,19 +1,26 @@
 """Killed at any moment, crowded, or short of disk, a script ends right when it is begun again."""
 
-import contextlib
 import os
 import random
 import re
 import shutil
 import signal
-import subprocess
 import time
 
 import pytest
 import torch
 
 from helpers import ROOT
-from run_helpers import OFTEN, assert_whole, at_step, kill, wait_for
+from run_helpers import (
+    OFTEN,
+    assert_disk_full,
+    assert_whole,
+    at_step,
+    kill,
+    resize,
+    small_disk,
+    wait_for,
+)
 
 # ------------------------------------------------------------ killed at any moment
 
@@ -119,13 +126,6 @@ _Part.append = slow
 # ------------------------------------------------------------ short of disk
 
 
-def assert_disk_full(code, text, folder):
-    assert code == 2, text
-    last = text.strip().splitlines()[-1]
-    assert last.startswith("error: ") and str(folder) in last and text.count("error:") == 1, text
-    assert "free some space" in last or "limit on the size of files" in last, text
-
-
 @pytest.mark.parametrize(("name", "files"), [("autoencoder", 5), ("train", 3), ("test", 3)])
 def test_a_limit_on_files_ends_in_a_sentence_and_the_run_goes_on_without_it(stage, name, files):
     script = stage(name)
@@ -139,23 +139,6 @@ def test_a_limit_on_files_ends_in_a_sentence_and_the_run_goes_on_without_it(stag
     code, text = script.run(limit=limits[-1] + 1)
     assert code == 0, text
     script.assert_as_whole()
-
-
-@contextlib.contextmanager
-def small_disk(folder, size):
-    """`folder` on a disk of `size` bytes; skips where we may not mount one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("no right to mount a small disk here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def resize(folder, size):
-    subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "train"])
