@@ -287,7 +287,8 @@ def test_a_range_in_percent_is_kept_as_numbers(tmp_path):
 
 def test_tiles_of_several_scenes_are_told_apart(tmp_path):
     tree(tmp_path / "x", {"n/a.tif": sentinel(4), "s/a.tif": sentinel(5)})
-    originals, reading = Originals(), Reading("4,3,2", "0,3000")
-    for scene in scenes_in(tmp_path / "x", reading, 20, 20):
-        for item, pixels in loaded(scene).values():
-            np.testing.assert_array_equal(originals.read(item), pixels)
+    originals = Originals()
+    for reading in (Reading("4,3,2", "0,3000"), Reading("4,3,2", "0,2000")):  # added in two ways
+        for scene in scenes_in(tmp_path / "x", reading, 20, 20):
+            for item, pixels in loaded(scene).values():
+                np.testing.assert_array_equal(originals.read(item), pixels)
