@@ -44,7 +44,7 @@ def assert_answer(answer, numbers, distances, ties, among):
         assert answer.remark() == ""
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.data())
 def test_any_archive_answers_as_plain_numpy(tmp_path_factory, data):
     """Few bits, so that most are ties; also where more than k items share a query's own code."""
