@@ -134,14 +134,14 @@ def test_places_without_images(tmp_path):
 @pytest.mark.parametrize("place", ["x", "x.zip"])
 def test_georeferenced_tiles_have_their_place(tmp_path, place):
     """The place of each window of one scene, when it is cut into files."""
-    numbers = drawn(1, 3, 48, 48)
-    scene = Scene(written(tmp_path / "s.tif", numbers, crs="EPSG:32633", transform=GRID),
+    numbers, grid = drawn(1, 3, 48, 48), Affine(0.3, 0, 500_000.1, 0, -0.3, 5_000_000.7)
+    scene = Scene(written(tmp_path / "s.tif", numbers, crs="EPSG:32633", transform=grid),
                   Reading(), 16, 16)
     files, expected = {}, {}
     for index, (column, row, *_) in enumerate(scene.windows):
         part = numbers[:, row:row + 16, column:column + 16]
         files[f"{row}_{column}.tif"] = raster(
-            part, crs="EPSG:32633", transform=GRID * Affine.translation(column, row))
+            part, crs="EPSG:32633", transform=grid * Affine.translation(column, row))
         expected[f"{row}_{column}"] = scene.load(index)
     files["plain.tif"] = raster(numbers)
     found = loaded(ImagesOf(tree(tmp_path / place, files), Reading()))
@@ -153,6 +153,7 @@ def test_georeferenced_tiles_have_their_place(tmp_path, place):
         np.testing.assert_array_equal(pixels, same)
         assert item.crs == of_scene.crs and item.window is None
         assert item.corners == pytest.approx(of_scene.corners, abs=1e-9)
+        assert item.content == of_scene.content
 
 
 # ------------------------------------------------------------ the same image again
