@@ -87,7 +87,14 @@ def write_faiss(archive: Archive, path: Path, kind: str) -> None:
 
 
 def write_npz(archive: Archive, path: Path) -> None:
-    """Codes, names and labels as test.py --codes reads them; each item is a query, too."""
+    """Codes, names and labels as test.py --codes reads them; each item is a query, too.
+
+    Labels are there where each item has a class folder; without them test.py has nothing to measure
+    and says so.
+
+    Raises:
+        InputError: an archive without items.
+    """
     archive.check_filled()
     numbers, codes = live_codes(archive)
     names, kinds = [], []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -11,10 +11,16 @@ import numpy as np
 from archive.items import Item, printable
 from archive.places import Corners, place_of
 from archive.reading import Reading
-from datasets.bandfiles import band_files, choose_bands
 from datasets.choice import is_image
 from datasets.containers import MOST_BYTES, Folder, Zip, open_container
-from datasets.names import files_by_name, scene_key, without_shared_folder
+from datasets.folders import view_of
+from datasets.names import (
+    files_by_name,
+    folder_of,
+    scene_key,
+    split_folders,
+    without_shared_folder,
+)
 from datasets.rasters import driver_of, open_raster
 from utils import sha256_of
 
@@ -62,10 +68,11 @@ class ImagesOf:
         if path.is_file() and is_image(path.name):
             self.path, container = path.parent, Unlisted(path.parent, [path.name])
             files: dict[str, str | tuple[str, ...]] = {scene_key(path.name): path.name}
+            self._kinds: list[str | None] = [None]
         else:
             self.path, container = path, open_container(path)
-            files = _files_of(container, reading)
-        self.names = [printable(name) for name in without_shared_folder(list(files))]
+            files, self._kinds = _files_of(container, reading)
+        self.names = [printable(name) for name in files]
         self._files = list(files.values())
         self._source = reading.source(container, self._files)
         self._container = container
@@ -82,18 +89,30 @@ class ImagesOf:
         pixels, file = self._source.read(index), self._files[index]
         files = [file] if isinstance(file, str) else list(file)
         crs, corners = _place_in(self._container.read_bytes(files[0])) or (None, None)
-        folder = PurePosixPath(self.names[index]).parent.name
         item = Item(self.names[index], content_of(pixels, corners), self.path, self._reading,
-                    SEPARATOR.join(files), None, *pixels.shape[:2], folder or None, crs, corners)
+                    SEPARATOR.join(files), None, *pixels.shape[:2], self._kinds[index], crs,
+                    corners)
         return item, pixels
 
 
-def _files_of(container: Folder | Zip, reading: Reading) -> dict[str, str | tuple[str, ...]]:
-    """Name -> file, or files of one band each."""
-    scenes = band_files(container) if reading.sensor is None else {}
-    if scenes:
-        return choose_bands(container.root, scenes, reading.bands, "")
-    return files_by_name(container)
+def _files_of(container: Folder | Zip, reading: Reading
+              ) -> tuple[dict[str, str | tuple[str, ...]], list[str | None]]:
+    """Name -> file, or files of one band each; and the class folder of each image, or None.
+
+    As the data set `folder` has them, so that codes of both can be compared by name.
+    """
+    if reading.sensor is None:
+        view = view_of(container, reading.bands, "")
+        files, alone = view.files, view.alone
+    else:
+        found = files_by_name(container)
+        files = dict(zip(without_shared_folder(list(found)), found.values(), strict=True))
+        alone = False
+    if alone:  # each scene has a folder of its own, which is no class
+        return files, [None] * len(files)
+    _, below = split_folders(list(files))  # train and test are no classes either
+    return files, [folder_of(name).rpartition("/")[2] or None
+                   for name in without_shared_folder(below)]
 
 
 def _place_in(data: bytes) -> tuple[str, Corners] | None:
@@ -105,5 +124,9 @@ def _place_in(data: bytes) -> tuple[str, Corners] | None:
 
 
 def content_of(pixels: np.ndarray, corners: Corners | None) -> bytes:
-    """16 bytes that tell images apart: by pixels, and by place where they have one."""
-    return bytes.fromhex(sha256_of(str(pixels.shape), pixels, corners))[:16]
+    """16 bytes that tell images apart: by pixels, and by place where they have one.
+
+    To a centimetre: the same place computed in another way differs in its last digits.
+    """
+    place = corners and [round(value, 7) + 0.0 for value in corners]  # no -0.0
+    return bytes.fromhex(sha256_of(str(pixels.shape), pixels, place))[:16]

@@ -28,8 +28,9 @@ class Originals:
             return self._read(item)
         except Exception as error:  # Pillow, GDAL and zlib raise many kinds for a damaged file
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-            raise InputError(f"{item.name} cannot be read again from {item.path} ({reason}): put "
-                             "it back where it lay when it was added") from None
+            place = item.path / item.member.replace(SEPARATOR, ", ") if item.member else item.path
+            raise InputError(f"{item.name} cannot be read again from {place} ({reason}): put it "
+                             "back where it lay when it was added") from None
 
     def _read(self, item: Item) -> np.ndarray:
         reading = Reading.of_text(item.reading)
@@ -40,6 +41,8 @@ class Originals:
         files = item.member.split(SEPARATOR)
         if item.path.is_file():
             container = self._kept(item, lambda: Zip(item.path))
+            if not set(files) <= container.files.keys():
+                raise ValueError("the zip has no such file now")
         else:
             container = Unlisted(item.path, files)
         file = files[0] if len(files) == 1 else tuple(files)

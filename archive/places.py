@@ -26,7 +26,7 @@ def place_of(file: Any, window: Sequence[int] | None = None) -> tuple[str, Corne
         the CRS as a string (EPSG:32633, or WKT), and corners; None where the file has no place, or
         one that four corners cannot tell: around a pole, or half around the earth.
     """
-    from rasterio.transform import from_gcps  # here, because most images need it not
+    from rasterio.transform import from_gcps, xy  # here, because most images need it not
     from rasterio.warp import transform
 
     crs, grid = file.crs, file.transform
@@ -36,9 +36,9 @@ def place_of(file: Any, window: Sequence[int] | None = None) -> tuple[str, Corne
     if crs is None or grid.is_identity:
         return None
     column, row, width, height = window or (0, 0, file.width, file.height)
-    ends = [(column, row), (column + width, row), (column + width, row + height),
-            (column, row + height), (column + width / 2, row + height / 2)]
-    x, y = zip(*(grid * end for end in ends), strict=True)
+    rows = [row, row, row + height, row + height, row + height / 2]  # the last one: the centre
+    columns = [column, column + width, column + width, column, column + width / 2]
+    x, y = xy(grid, rows, columns, offset="ul")
     try:
         longitudes, latitudes = transform(crs, "EPSG:4326", x, y)
     except Exception:  # of GDAL's many kinds: a local system, or points that are not on earth

@@ -77,9 +77,22 @@ def _view_of(root: Path, config: DataConfig, number: int) -> View:
     container = open_container(root, config.include, config.exclude)
     if not config.include and not config.exclude:  # which may well empty a folder
         reject_empty_classes(container, ", or leave them out with --exclude")
+    return view_of(container, (config.bands1, config.bands2)[number - 1], number)
+
+
+def view_of(container: Folder | Zip, bands: str | None, number: int | str) -> View:
+    """The scenes in a folder or zip.
+
+    Args:
+        container: the folder or zip.
+        bands: as --bands has them, for one file a band.
+        number: of that flag, for messages.
+    Raises:
+        InputError: two images of one name, or bands that are not there or not chosen.
+    """
     scenes, alone = band_files(container), False
     if scenes:
-        files = choose_bands(root, scenes, (config.bands1, config.bands2)[number - 1], number)
+        files = choose_bands(container.root, scenes, bands, number)
         alone, renamed = alone_in_folders(scenes), called_after_folders(scenes)
     else:
         files, renamed = files_by_name(container), False

@@ -1,6 +1,5 @@
 """Scenes of any kind cut into tiles: the same pixels as of the whole array, and where they lie."""
 
-
 import numpy as np
 import pytest
 import rasterio
