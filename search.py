@@ -27,7 +27,7 @@ from archive.answers import (
     write_csv,
     write_geojson,
 )
-from archive.export import write_faiss, write_npz
+from archive.export import live_codes, write_faiss, write_npz
 from archive.folder import ITEMS, MODEL, Archive
 from archive.images import ImagesOf
 from archive.model import HashModel
@@ -192,7 +192,8 @@ def info(args: argparse.Namespace) -> None:
             print(f"real-valued outputs are kept, {archive.outputs.nbytes:,} bytes")
         for path, count in counts["origins"].items():
             print(f"  {count:,} from {path}{'' if Path(path).exists() else ' (not there now)'}")
-        constant = constant_bits(archive.codes, archive.hash_bit) if archive.count else 0
+        _, codes = live_codes(archive)
+        constant = constant_bits(codes, archive.hash_bit) if len(codes) else 0
         if constant:
             warn(collapse_warning(constant, archive.hash_bit))
 

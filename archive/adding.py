@@ -12,6 +12,7 @@ from archive.folder import Archive
 from archive.images import Pictures
 from archive.items import Item
 from archive.model import HashModel
+from datasets.rasters import TooLarge
 from datasets.store import SAMPLE, ahead, warn_if_flat
 from engine.distributed import gathered
 from utils import InputError, first_few, progress, rank, world_size
@@ -106,6 +107,8 @@ def _load(source: Pictures, index: int) -> tuple[Item, np.ndarray] | str | None:
     """An image; or why it cannot be read; or None, where it has no data."""
     try:
         return source.load(index)
+    except TooLarge as error:
+        return f"{source.where(index)} ({error}, with --tile)"
     except Exception as error:  # Pillow, GDAL and zlib raise many kinds for a damaged file
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         return f"{source.where(index)} ({reason[:400] or type(error).__name__})"

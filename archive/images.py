@@ -21,7 +21,7 @@ from datasets.names import (
     split_folders,
     without_shared_folder,
 )
-from datasets.rasters import driver_of, open_raster
+from datasets.rasters import TooLarge, driver_of, open_raster
 from utils import sha256_of
 
 SEPARATOR = "\n"  # between the files of one scene, one a band
@@ -47,8 +47,8 @@ class Unlisted:
 
     def read_bytes(self, name: str) -> bytes:
         if self.files[name] > MOST_BYTES:
-            raise ValueError(f"{self.files[name]:,} bytes, more than any image needs: cut it into "
-                             "tiles with --tile")
+            raise TooLarge(f"{self.files[name]:,} bytes, more than any image needs: cut it into "
+                           "scenes")
         return (self.root / name).read_bytes()
 
 

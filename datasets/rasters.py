@@ -32,11 +32,15 @@ warnings.filterwarnings("ignore", message="Dataset has no geotransform")  # fine
 logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what matters is raised
 
 
+class TooLarge(ValueError):
+    """More than an image may be; the message ends with an advice to cut it."""
+
+
 def check_shape(height: int, width: int) -> None:
     """Raise ValueError for what no scene is, before memory is taken for its pixels."""
     if height * width > MOST_PIXELS:
-        raise ValueError(f"{width:,} x {height:,} pixels, more than {MOST_PIXELS:,}: "
-                         "cut it into scenes")
+        raise TooLarge(f"{width:,} x {height:,} pixels, more than {MOST_PIXELS:,}: "
+                       "cut it into scenes")
     if max(height, width) > MOST_ELONGATED * min(height, width):
         raise ValueError(f"{width:,} x {height:,} pixels, too elongated for a scene")
 
