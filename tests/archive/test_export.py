@@ -104,12 +104,12 @@ def test_an_index_lives_as_long_as_it_is_used():
 
 def test_too_few_items(tmp_path):
     with drawn_archive(tmp_path / "a", np.zeros((0, 16), bool)) as archive:
-        complaint(lambda: write_faiss(archive, tmp_path / "f", "flat"), "0 items")
+        complaint(lambda: write_faiss(archive, tmp_path / "f", "flat"), "no items")
         complaint(lambda: write_npz(archive, tmp_path / "f.npz"), "no items")
     with drawn_archive(tmp_path / "b", np.ones((LEAST_IVF - 1, 16), bool)) as archive:
         complaint(lambda: write_faiss(archive, tmp_path / "f", "ivf"), "999 items", "--kind flat")
     with drawn_archive(tmp_path / "c", np.ones((4, 16), bool), [0, 1, 2, 3]) as archive:
-        complaint(lambda: write_faiss(archive, tmp_path / "f", "flat"), "0 items")
+        complaint(lambda: write_faiss(archive, tmp_path / "f", "flat"), "no items")
         write_geojson(all_features(archive.items.all()), tmp_path / "none.json")
         assert json.loads((tmp_path / "none.json").read_text())["features"] == []
 

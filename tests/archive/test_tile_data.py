@@ -110,7 +110,7 @@ def test_a_measured_band_is_no_alpha(tmp_path):
 
 def test_threads_read_the_same_pixels(tmp_path, monkeypatch):
     """Each with an open file of its own: one of GDAL's may be used by one thread at a time."""
-    opened, used, reader = [], set(), rasterio.io.DatasetReader
+    opened, used, reader = [], set(), rasterio.open
 
     def opening(*arguments, **options):
         opened.append(threading.get_ident())
@@ -120,10 +120,11 @@ def test_threads_read_the_same_pixels(tmp_path, monkeypatch):
         used.add(threading.get_ident())
         return scene.load(index)
 
-    monkeypatch.setattr(rasterio.io, "DatasetReader", opening)
     numbers = drawn(9, 3, 256, 256)
-    scene = Scene(written(tmp_path / "a.tif", numbers, tiled=True, compress="deflate",
-                          blockxsize=64, blockysize=64), Reading(), 32, 16)
+    path = written(tmp_path / "a.tif", numbers, tiled=True, compress="deflate", blockxsize=64,
+                   blockysize=64)
+    monkeypatch.setattr(rasterio, "open", opening)
+    scene = Scene(path, Reading(), 32, 16)
     with ThreadPoolExecutor(8, initializer=threading.Barrier(8).wait) as pool:
         loaded = list(pool.map(load, range(len(scene))))
     assert_same({item.window[:2]: pixels for item, pixels in loaded},
