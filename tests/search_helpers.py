@@ -88,7 +88,7 @@ def names_in(folder):
 
 def state_of(folder):
     """What must be the same however an archive came to be: items with their codes and outputs."""
-    with Archive(folder) as archive:
+    with Archive(folder) as archive, archive.reading():
         codes, outputs = np.array(archive.codes), archive.outputs
         return {item.name: (number, item, codes[number].tobytes(),
                             None if outputs is None else outputs[number].tobytes())
