@@ -195,6 +195,17 @@ def test_what_is_read_inside_reading_is_of_one_moment(archive, tmp_path, hash_mo
             assert len(answer.items) == 17
 
 
+def test_who_opened_before_another_added_writes_behind_what_that_added(
+        archive, hash_model, tmp_path):
+    with Archive(archive) as early:
+        add_to(archive, hash_model, pictures(tmp_path / "more", 6, first=20))
+        item = early.items.of_numbers([0])[0]
+        new = type(item)("new", bytes(16), item.path, item.reading, "new.png", None, 8, 8)
+        with early.writing():
+            early.append([new], np.zeros((1, 3), np.uint8), np.zeros((1, 20), np.float16))
+    assert names_in(archive)[18] == "new" and len(found(archive)) == 18
+
+
 def test_of_two_that_begin_an_archive_one_does(tmp_path, hash_model):
     """The other one, which had found nothing there, must not begin it anew."""
     model, folder = HashModel(hash_model, COMPUTE), tmp_path / "archive"

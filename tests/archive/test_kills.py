@@ -1,8 +1,10 @@
 """Killed at any moment, or short of disk, add leaves what was committed, and goes on."""
 
+import contextlib
 import os
 import random
 import re
+import shutil
 import signal
 import sqlite3
 import time
@@ -45,20 +47,17 @@ class Adding:
 
     def assert_committed(self):
         """What is there is the beginning of the whole, to the byte; returns how many items."""
-        if (self.folder / "codes.npy").exists():
-            np.load(self.folder / "codes.npy")
         if not (self.folder / "items.sqlite").exists():
             return 0
         state = state_of(self.folder)
         assert state == dict(list(self.whole.items())[:len(state)]) and len(state) % 8 == 0
-        with Archive(self.folder) as archive:
+        with Archive(self.folder) as archive, archive.reading():
             assert archive._load(CODES) is not None, "codes.npy has not what is counted"
-            # Loaded last: the file may have grown since, and holds all that is counted.
-            assert not archive.count or np.array_equal(
-                np.load(self.folder / "codes.npy")[:archive.count], archive.codes)
-        database = sqlite3.connect(self.folder / "items.sqlite")
-        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        database.close()
+            if (self.folder / "codes.npy").exists():
+                rows = np.load(self.folder / "codes.npy")
+                assert np.array_equal(rows[:archive.count], archive.codes)
+        with contextlib.closing(sqlite3.connect(self.folder / "items.sqlite")) as database:
+            assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         return len(state)
 
     def assert_goes_on(self):
@@ -86,14 +85,16 @@ def adding(made, tmp_path):
 
 def cut_to_pieces(adding, kills):
     """Kill it at random moments and go on each time; where it is through, begin anew."""
-    begun = time.monotonic()
-    assert adding.run()[0] == 0
-    seconds, log, counts = time.monotonic() - begun, [], []
+    for _ in range(2):  # the first time nothing is warm
+        shutil.rmtree(adding.folder, ignore_errors=True)
+        begun = time.monotonic()
+        assert adding.run()[0] == 0
+        seconds = time.monotonic() - begun
+    log, counts = [], []
     while len(log) < kills:
         if adding.assert_committed() == len(adding.whole):
             adding.assert_goes_on()
-            adding.begin(adding.folder.parent / str(len(log)))
-            adding.folder.parent.mkdir(exist_ok=True)
+            shutil.rmtree(adding.folder)
         pid, moment = adding.start(), random.uniform(0, seconds)
         time.sleep(moment)
         if kill(adding.zygote, pid) == -signal.SIGKILL:
@@ -192,12 +193,14 @@ Items.append = slow
         code, text = adding.zygote.run(second, *adding.command)
         assert code == 2 and text.count("error:") == 1 and "another process is changing" in text
         assert f"process {pid} on" in text
-        counts = set()
-        while "has 40" not in adding.output.read_text():
+        counts = {adding.assert_committed()}
+        while max(counts) < 8 * BATCHES:
             counts.add(adding.assert_committed())
-    finally:
-        code = adding.zygote.wait(pid)
-    assert code == 0, adding.output.read_text()
+            assert "error" not in adding.output.read_text()
+    except BaseException:
+        kill(adding.zygote, pid)
+        raise
+    assert adding.zygote.wait(pid) == 0, adding.output.read_text()
     assert len(counts) > 1 and counts <= {8 * batch for batch in range(BATCHES + 1)}
     adding.assert_goes_on()
 
