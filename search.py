@@ -29,7 +29,7 @@ from archive.answers import (
 )
 from archive.export import live_codes, write_faiss, write_npz
 from archive.folder import ITEMS, MODEL, Archive
-from archive.images import ImagesOf
+from archive.images import ImagesOf, Pictures
 from archive.model import HashModel
 from archive.outputs import check_outputs, refuse_idle
 from archive.pages import write_answers_page, write_archive_page
@@ -66,14 +66,7 @@ def add(args: argparse.Namespace) -> None:
                          "hash its images")
     path = folder / MODEL if args.pretrain_path is None else resolve_path(args.pretrain_path)
     model = HashModel(path, compute)
-    reading = reading_of(args, model)
-    sources = []
-    for place in map(resolve_path, args.images):
-        if not place.exists():
-            raise InputError(f"--images {place} does not exist: name a folder, a zip or an image")
-        sources += ([ImagesOf(place, reading)] if args.tile is None else
-                    scenes_in(place, reading, args.tile, args.stride or args.tile))
-    print(f"{sum(map(len, sources)):,} images, read {reading.describe()}")
+    sources = sources_of(args, model)
     with first_rank_first():
         archive = Archive(folder) if (folder / ITEMS).exists() else Archive.create(
             folder, model, args.keep_outputs)
@@ -89,8 +82,8 @@ def add(args: argparse.Namespace) -> None:
 
 
 def reading_of(args: argparse.Namespace, model: HashModel) -> Reading:
-    """How images are read: as when the model was trained, but for what flags say."""
-    reading = Reading() if args.plain else model.reading
+    """How images are read: as the last ones that were added, but for what flags say."""
+    reading = Reading() if args.plain else last_reading(args, model)
     if args.bands is None and args.range is None:
         return reading
     if reading.sensor is not None:
@@ -98,6 +91,35 @@ def reading_of(args: argparse.Namespace, model: HashModel) -> Reading:
                          f"model's are read {reading.describe()}: add --plain, or leave them out")
     return Reading(reading.bands if args.bands is None else args.bands,
                    reading.value_range if args.range is None else args.range)
+
+
+def last_reading(args: argparse.Namespace, model: HashModel) -> Reading:
+    """That of the archive's last images; of a new archive, that of the model's training."""
+    folder = resolve_path(args.archive)
+    if not (folder / ITEMS).exists():
+        return model.reading
+    with Archive(folder) as archive:
+        return archive.items.last_reading() or model.reading
+
+
+def sources_of(args: argparse.Namespace, model: HashModel) -> list[Pictures]:
+    """What --images names. Raises InputError: what is not there, or cannot be read so."""
+    reading, sources = reading_of(args, model), []
+    for place in map(resolve_path, args.images):
+        if not place.exists():
+            raise InputError(f"--images {place} does not exist: name a folder, a zip or an image")
+        sources += ([ImagesOf(place, reading)] if args.tile is None else
+                    scenes_in(place, reading, args.tile, args.stride or args.tile))
+    if "%" in (reading.value_range or "") and len(sources) > 1:
+        raise InputError(f"--range {args.range} would be drawn from each of {len(sources):,} "
+                         "places by itself, and their brightness could not be compared: give "
+                         "values, as in --range 0,3000")
+    print(f"{sum(map(len, sources)):,} images, read {reading.describe()}")
+    before = last_reading(args, model)
+    if reading != before:
+        warn(f"the images of the archive, or of the training, are read {before.describe()}: codes "
+             "of images that are read otherwise may not fit them")
+    return sources
 
 
 # ---------------------------------------------------------------- find
@@ -127,6 +149,9 @@ def hashed(args: argparse.Namespace, archive: Archive) -> list[Query]:
     """The files that are searched for."""
     model = HashModel(archive.folder / MODEL, cli.setup(args))
     archive.check_model(model)
+    if "%" in (args.range or ""):
+        raise InputError(f"--range {args.range} would be drawn from the queries alone: give the "
+                         "values, or leave it out to read them as the archive's images")
     return queries_of_files([resolve_path(path) for path in args.query], model,
                             reading_of(args, model))
 

@@ -24,7 +24,8 @@ coordinate.__name__ = "LAT,LON"  # argparse: invalid ... value
 
 
 def add_reading_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how images are read (default: as the model was trained)")
+    group = parser.add_argument_group(
+        "how images are read (default: as the archive's last ones; of a new one, as in training)")
     group.add_argument("--bands", help="one or three bands of GeoTIFFs by number or name, as 4,3,2 "
                                        "or B04,B03,B02")
     group.add_argument("--range", help="pixels that become black and white, as 0,3000 or 2%%,98%% "

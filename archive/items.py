@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from archive.places import Corners, boxes_of
+from archive.reading import Reading
 from engine.files import rename
 from utils import InputError
 
@@ -233,6 +234,15 @@ class Items:
                 "SELECT id FROM places WHERE west <= ? AND east >= ? AND south <= ? "
                 "AND north >= ?", (east, west, north, south)))
         return sorted(found)
+
+    def last_reading(self) -> Reading | None:
+        """How the images were read that were added last; None: there are none."""
+        found = self._rows("SELECT reading FROM origins ORDER BY id DESC LIMIT 1")
+        try:
+            return Reading.of_text(found[0][0]) if found else None
+        except (TypeError, ValueError):
+            raise InputError(f"{self.path} does not say how its images were read: it is damaged, "
+                             "put a copy back or make the archive again") from None
 
     def counts(self) -> dict[str, Any]:
         """How many items there are, with a place, with a class, and from where."""

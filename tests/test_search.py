@@ -215,3 +215,27 @@ def test_the_sensor_of_the_training_is_simulated_unless_plain_is_said(capsys, tm
     assert "through the simulated sensor" in line and "add --plain" in line
     line = refused(capsys, *add, "--archive", tmp_path / "three", "--tile", 64)
     assert "cut with --plain" in line
+
+
+def test_images_and_queries_are_read_as_those_before_unless_flags_say_otherwise(
+        capsys, tmp_path, hash_model):
+    numbers = np.arange(3 * 24 * 32, dtype=np.uint16).reshape(3, 24, 32)
+    for name in "abc":
+        (tmp_path / f"{name}.tif").write_bytes(raster((numbers * (1 + ord(name) % 3)).astype(np.uint16)))
+    archive = tmp_path / "archive"
+    add = ["add", "--archive", archive, *CPU]
+    out, warnings = done(capsys, *add, "--pretrain_path", hash_model, "--images",
+                         tmp_path / "a.tif", "--bands", "3,2,1", "--range", "0,3000")
+    assert "read bands 3,2,1, range 0,3000" in out and "are read as they are" in warnings
+    out, warnings = done(capsys, *add, "--images", tmp_path / "b.tif")
+    assert "read bands 3,2,1, range 0,3000" in out and "are read" not in warnings
+    out, _ = done(capsys, "find", "--archive", archive, "--query", tmp_path / "b.tif", *CPU)
+    assert out.splitlines()[1].split() == ["0", "b"]
+    out, warnings = done(capsys, *add, "--images", tmp_path / "c.tif", "--range", "0,9000")
+    assert "read bands 3,2,1, range 0,9000" in out
+    assert "archive, or of the training, are read bands 3,2,1, range 0,3000" in warnings
+    for flags in (["add", "--images", tmp_path / "a.tif", tmp_path / "b.tif"],
+                  ["find", "--query", tmp_path / "a.tif"]):
+        line = refused(capsys, flags[0], "--archive", archive, *flags[1:], "--range", "2%,98%",
+                       *CPU)
+        assert "--range 2%,98% would be drawn from" in line
