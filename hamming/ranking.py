@@ -60,8 +60,8 @@ def nearest_and_ties(
         for first in part:
             chunk = check_codes(database[first : first + size], hash_bit, "database codes")
             words = words_of(chunk)
-            for start in range(0, count, 16):
-                rows = slice(start, start + 16)
+            for start in range(0, count, 4):
+                rows = slice(start, start + 4)
                 for best, row in zip(own[rows], word_distances(query[:, rows], words, scratch),
                                      strict=True):
                     best.add(row, first)
