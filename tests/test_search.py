@@ -221,7 +221,8 @@ def test_images_and_queries_are_read_as_those_before_unless_flags_say_otherwise(
         capsys, tmp_path, hash_model):
     numbers = np.arange(3 * 24 * 32, dtype=np.uint16).reshape(3, 24, 32)
     for name in "abc":
-        (tmp_path / f"{name}.tif").write_bytes(raster((numbers * (1 + ord(name) % 3)).astype(np.uint16)))
+        scaled = (numbers * (1 + ord(name) % 3)).astype(np.uint16)
+        (tmp_path / f"{name}.tif").write_bytes(raster(scaled))
     archive = tmp_path / "archive"
     add = ["add", "--archive", archive, *CPU]
     out, warnings = done(capsys, *add, "--pretrain_path", hash_model, "--images",
