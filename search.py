@@ -82,8 +82,11 @@ def add(args: argparse.Namespace) -> None:
 
 
 def reading_of(args: argparse.Namespace, model: HashModel) -> Reading:
-    """How images are read: as the last ones that were added, but for what flags say."""
-    reading = Reading() if args.plain else last_reading(args, model)
+    """How images are read: as those of the archive, but for what flags say."""
+    if args.plain:
+        reading = Reading()
+    else:
+        reading = model.reading if args.as_trained else usual_reading(args, model)
     if args.bands is None and args.range is None:
         return reading
     if reading.sensor is not None:
@@ -93,13 +96,15 @@ def reading_of(args: argparse.Namespace, model: HashModel) -> Reading:
                    reading.value_range if args.range is None else args.range)
 
 
-def last_reading(args: argparse.Namespace, model: HashModel) -> Reading:
-    """That of the archive's last images; of a new archive, that of the model's training."""
+def usual_reading(args: argparse.Namespace, model: HashModel) -> Reading:
+    """That of all images of the archive; where they differ, or there are none, the training's."""
     folder = resolve_path(args.archive)
     if not (folder / ITEMS).exists():
         return model.reading
     with Archive(folder) as archive:
-        return archive.items.last_reading() or model.reading
+        archive.check_model(model)
+        readings = archive.items.readings()
+    return readings[0] if len(readings) == 1 else model.reading
 
 
 def sources_of(args: argparse.Namespace, model: HashModel) -> list[Pictures]:
@@ -115,9 +120,9 @@ def sources_of(args: argparse.Namespace, model: HashModel) -> list[Pictures]:
                          "places by itself, and their brightness could not be compared: give "
                          "values, as in --range 0,3000")
     print(f"{sum(map(len, sources)):,} images, read {reading.describe()}")
-    before = last_reading(args, model)
-    if reading != before:
-        warn(f"the images of the archive, or of the training, are read {before.describe()}: codes "
+    usual = usual_reading(args, model)
+    if reading != usual:
+        warn(f"the images of the archive, or of the training, are read {usual.describe()}: codes "
              "of images that are read otherwise may not fit them")
     return sources
 
@@ -128,7 +133,7 @@ def sources_of(args: argparse.Namespace, model: HashModel) -> list[Pictures]:
 def find(args: argparse.Namespace) -> None:
     """Print what is nearest to each query, and write what is asked for."""
     if not args.query:
-        refuse_idle(args, ["bands", "range", "plain", "amp", "compile"], "query")
+        refuse_idle(args, ["bands", "range", "plain", "as_trained", "amp", "compile"], "query")
     if args.within_km is None:
         refuse_idle(args, ["around"], "within_km")
     outputs = check_outputs(args, ["csv", "geojson", "picture"])
@@ -152,8 +157,10 @@ def hashed(args: argparse.Namespace, archive: Archive) -> list[Query]:
     if "%" in (args.range or ""):
         raise InputError(f"--range {args.range} would be drawn from the queries alone: give the "
                          "values, or leave it out to read them as the archive's images")
-    return queries_of_files([resolve_path(path) for path in args.query], model,
-                            reading_of(args, model))
+    reading = reading_of(args, model)
+    if reading != model.reading or len(archive.items.readings()) > 1:
+        print(f"queries are read {reading.describe()}")
+    return queries_of_files([resolve_path(path) for path in args.query], model, reading)
 
 
 def write_answers(args: argparse.Namespace, archive: Archive, answers: list[Answer],
@@ -198,8 +205,9 @@ def export(args: argparse.Namespace) -> None:
         archive.check_filled()
         if "faiss" in outputs:
             write_faiss(archive, outputs["faiss"], args.kind or "flat")
-        if "npz" in outputs:
-            write_npz(archive, outputs["npz"])
+        if "npz" in outputs and not write_npz(archive, outputs["npz"]):
+            warn("not each item has a class folder, so the .npz has no labels, and test.py has "
+                 "nothing to measure")
         if "geojson" in outputs:
             write_geojson(all_features(archive.items.all()), outputs["geojson"])
     for path in outputs.values():
@@ -213,11 +221,12 @@ def info(args: argparse.Namespace) -> None:
         print(f"{archive.folder}: {counts['items']:,} items, {archive.hash_bit} bits each; "
               f"{counts['places']:,} with a place, {counts['labelled']:,} in "
               f"{counts['classes']:,} class folders")
-        if archive.keeps_outputs:
-            print(f"real-valued outputs are kept, {archive.outputs.nbytes:,} bytes")
+        codes = live_codes(archive)[1]  # compared with their checksum
+        kept = " and the real-valued outputs" if archive.outputs is not None else ""
+        print(f"the codes{kept} are whole; images are read "
+              f"{' or '.join(reading.describe() for reading in archive.items.readings())}")
         for path, count in counts["origins"].items():
             print(f"  {count:,} from {path}{'' if Path(path).exists() else ' (not there now)'}")
-        _, codes = live_codes(archive)
         constant = constant_bits(codes, archive.hash_bit) if len(codes) else 0
         if constant:
             warn(collapse_warning(constant, archive.hash_bit))

@@ -15,10 +15,12 @@ from archive.model import HashModel
 from datasets.rasters import TooLarge
 from datasets.store import SAMPLE, ahead, warn_if_flat
 from engine.distributed import gathered
-from utils import InputError, first_few, progress, rank, world_size
+from utils import InputError, first_few, progress, rank, warn, world_size
 
 FLAT = ("images of 16 bits, whose numbers fill a part of the range, can be stretched, all alike, "
         "by --range 2%,98%", "see that these are images; search.py remove takes them out")
+LARGE = 4  # times what the network sees: such an image is many scenes in one
+NAMED = 5  # images that are not added, in a message
 AHEAD = 2  # batches of images that are read before they are asked for
 
 
@@ -60,6 +62,7 @@ class _Batch:
     empty: int = 0
     failed: list[str] = field(default_factory=list)
     brightness: list[np.ndarray] = field(default_factory=list)
+    large: list[str] = field(default_factory=list)
 
 
 def add_images(archive: Archive, model: HashModel, sources: Sequence[Pictures]) -> Report:
@@ -77,15 +80,20 @@ def add_images(archive: Archive, model: HashModel, sources: Sequence[Pictures]) 
     """
     report, started = Report(), time.monotonic()
     brightness: list[np.ndarray] = []
+    large: list[str] = []
     with progress(None, "hashing", sum(map(len, sources))) as bar:
         for source in sources:
             for batch in _batches(archive, model, source):
                 _append(archive, model, batch, report)
                 brightness += batch.brightness[:SAMPLE - len(brightness)]
+                large += batch.large
                 bar.update(len(batch.items) + len(batch.known) + batch.empty + len(batch.failed))
     if brightness and rank() == 0:
         ranges = [source.value_range for source in sources if source.value_range]
         warn_if_flat(np.array(brightness), "what was added", ranges[0] if ranges else None, FLAT)
+    if large:
+        warn(f"{len(large):,} images are more than {LARGE} times as large as what the network "
+             f"sees, and have one code each: {first_few(large)}; --tile cuts scenes")
     report.seconds = time.monotonic() - started
     return report
 
@@ -120,9 +128,18 @@ def _hashed(archive: Archive, model: HashModel, part: Sequence[tuple[Item, np.nd
                    empty=sum(one is None for one in part))
     found = [one for one in part if isinstance(one, tuple)]
     there = archive.items.known("content", [item.content for item, _ in found])
-    new = [(item, pixels) for item, pixels in found if item.content not in there]
-    batch.known = [item for item, _ in found if item.content in there]
+    names = archive.items.known("name", [item.name for item, _ in found])
+    new = []
+    for item, pixels in found:
+        if item.content in there:
+            batch.known.append(item)
+        elif item.name in names:
+            batch.failed.append(_name_taken(item))
+        else:
+            new.append((item, pixels))
     batch.items = [item for item, _ in new]
+    batch.large = [item.name for item, _ in new
+                   if min(item.height, item.width) > LARGE * model.views.side]
     if new:
         images = [pixels for _, pixels in new]
         batch.outputs = model.outputs(images)
@@ -142,8 +159,7 @@ def _append(archive: Archive, model: HashModel, batch: _Batch, report: Report) -
         if item.content in contents:  # twice in one batch, or added by another rank
             known.append(item)
         elif item.name in names:
-            report.failed.append(f"{item.name} of {item.path} (the archive has another image of "
-                                 "this name)")
+            report.failed.append(_name_taken(item))
         else:
             contents[item.content] = names[item.name] = archive.count + len(chosen)
             chosen.append(place)
@@ -160,9 +176,16 @@ def _append(archive: Archive, model: HashModel, batch: _Batch, report: Report) -
             report.twins.append(f"{item.name} is {name}")
 
 
+def _name_taken(item: Item) -> str:
+    return (f"{item.name} of {item.path} (the archive has another image of this name, or this one "
+            "read otherwise)")
+
+
 def check_all_added(report: Report, total: int) -> None:
     """Raise InputError that names images which are not in the archive now."""
     if report.failed:
-        more = f" and {len(report.failed) - 20:,} more" if len(report.failed) > 20 else ""
-        raise InputError(f"{len(report.failed):,} of {total:,} images are not added: "
-                         f"{'; '.join(report.failed[:20])}{more}; all others are in the archive")
+        count = len(report.failed)
+        more = f" and {count - NAMED:,} more" if count > NAMED else ""
+        others = "; all others are in the archive" if count < total else ""
+        raise InputError(f"{count:,} of {total:,} images are not added: "
+                         f"{'; '.join(report.failed[:NAMED])}{more}{others}")

@@ -40,6 +40,8 @@ def file_of(item: Item) -> str:
 
 def table(answer: Answer, hash_bit: int) -> str:
     """The answer to a query, one line an item."""
+    if not answer.among:
+        return f"{answer.query.name}: no other item lies within reach"
     lines = [f"{answer.query.name}: {len(answer.items):,} of {answer.among:,} items, by "
              f"{hash_bit} bits" + (" and the cosine of the outputs" if answer.cosines is not None
                                    else "")]

@@ -86,11 +86,11 @@ def write_faiss(archive: Archive, path: Path, kind: str) -> None:
         del writer  # it writes what it has left when it goes
 
 
-def write_npz(archive: Archive, path: Path) -> None:
+def write_npz(archive: Archive, path: Path) -> bool:
     """Codes, names and labels as test.py --codes reads them; each item is a query, too.
 
-    Labels are there where each item has a class folder; without them test.py has nothing to measure
-    and says so.
+    Returns:
+        whether it has labels: where each item has a class folder.
 
     Raises:
         InputError: an archive without items.
@@ -114,3 +114,4 @@ def write_npz(archive: Archive, path: Path) -> None:
     np.savez(buffer, **content)
     with atomic_file(path) as file:
         file.write(buffer.getbuffer())
+    return None not in kinds

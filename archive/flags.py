@@ -25,14 +25,17 @@ coordinate.__name__ = "LAT,LON"  # argparse: invalid ... value
 
 def add_reading_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "how images are read (default: as the archive's last ones; of a new one, as in training)")
+        "how images are read (default: as all those of the archive, else as in training)")
     group.add_argument("--bands", help="one or three bands of GeoTIFFs by number or name, as 4,3,2 "
                                        "or B04,B03,B02")
     group.add_argument("--range", help="pixels that become black and white, as 0,3000 or 2%%,98%% "
                                        "of all images")
-    group.add_argument("--plain", action="store_true",
-                       help="as they are: not through the sensor that UCMerced and samples "
-                            "simulate, nor with the bands and range of the training")
+    how = group.add_mutually_exclusive_group()
+    how.add_argument("--plain", action="store_true",
+                     help="as they are: not through the sensor that UCMerced and samples simulate, "
+                          "nor with the bands and range of the training")
+    how.add_argument("--as_trained", action="store_true",
+                     help="as the model was trained, whatever the archive holds")
 
 
 def of_add(parser: argparse.ArgumentParser) -> None:

@@ -173,6 +173,7 @@ class Items:
         self._database.executemany("DELETE FROM items WHERE number = ?", rows)
         self._database.executemany("INSERT INTO removed VALUES (?)", rows)
         self._database.executemany("DELETE FROM places WHERE id = ?1 * 2 OR id = ?1 * 2 + 1", rows)
+        self._database.execute("DELETE FROM origins WHERE id NOT IN (SELECT origin FROM items)")
 
     # ------------------------------------------------------------ reading
 
@@ -235,14 +236,19 @@ class Items:
                 "AND north >= ?", (east, west, north, south)))
         return sorted(found)
 
-    def last_reading(self) -> Reading | None:
-        """How the images were read that were added last; None: there are none."""
-        found = self._rows("SELECT reading FROM origins ORDER BY id DESC LIMIT 1")
+    def readings(self) -> list[Reading]:
+        """All the ways in which the images of items were read."""
         try:
-            return Reading.of_text(found[0][0]) if found else None
+            return [Reading.of_text(text) for text, in self._rows(
+                "SELECT reading FROM origins GROUP BY reading ORDER BY min(id)")]
         except (TypeError, ValueError):
             raise InputError(f"{self.path} does not say how its images were read: it is damaged, "
                              "put a copy back or make the archive again") from None
+
+    def extent(self) -> tuple[float, float, float, float] | None:
+        """West, east, south and north of all places; None: there are none."""
+        found, = self._rows("SELECT min(west), max(east), min(south), max(north) FROM places")
+        return None if found[0] is None else found
 
     def counts(self) -> dict[str, Any]:
         """How many items there are, with a place, with a class, and from where."""

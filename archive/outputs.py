@@ -10,6 +10,10 @@ from pathlib import Path
 from engine.files import check_writable
 from utils import InputError, resolve_path
 
+# An image of the archive is not to be replaced by what is written.
+SUFFIXES = {"csv": (".csv", ".txt", ".tsv"), "geojson": (".geojson", ".json"),
+            "picture": (".png",), "npz": (".npz",)}
+
 
 def check_outputs(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Path]:
     """See that the files that are asked for can be written, and replace nothing that is needed.
@@ -38,6 +42,9 @@ def check_outputs(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, P
             raise InputError(f"--{flag} {path} lies in the archive {archive}: write it elsewhere")
         if real in taken:
             raise InputError(f"--{flag} {path} {taken[real]}: name another file")
+        if path.exists() and path.suffix.lower() not in SUFFIXES.get(flag, (path.suffix.lower(),)):
+            raise InputError(f"--{flag} {path} is there and no {SUFFIXES[flag][0]} file: name "
+                             "another one")
         check_writable(path.parent, f"--{flag}")
         taken[real] = f"is what --{flag} writes, too"
         outputs[flag] = path

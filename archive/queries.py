@@ -127,9 +127,13 @@ def query_at(archive: Archive, latitude: float, longitude: float) -> Query:
     there = [number for number, item in items.items()
              if contains(item.corners, latitude, longitude)]
     if not there:
-        placed = archive.items.counts()["places"]
-        why = "" if placed else ": none has a place, which GeoTIFFs with a CRS bring"
-        raise InputError(f"no item of {archive.folder} lies at {latitude}, {longitude}{why}")
+        extent, why = archive.items.extent(), "none has a place, which GeoTIFFs with a CRS bring"
+        if extent is not None:
+            west, east, south, north = extent
+            why = (f"they lie between the latitudes {south:.2f} and {north:.2f} and the longitudes "
+                   f"{west:.2f} and {east:.2f}")
+        raise InputError(f"no item of {archive.folder} lies at LAT,LON {latitude},{longitude}: "
+                         f"{why}")
     nearest = min(there, key=lambda number: (
         distance_km(latitude, longitude, centre_of(items[number].corners)), number))
     return _of_number(archive, nearest)

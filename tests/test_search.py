@@ -125,7 +125,7 @@ def test_the_tile_that_holds_a_place_is_searched(capsys, places, tmp_path):
     assert out.startswith("scene/16_16: 4 of 4 items")  # those beside it, not those at the corners
     out, _ = done(capsys, "find", "--archive", places / "archive", "--name", "scene/0_0",
                   "--within_km", 1, "--around", "-10,20")
-    assert out.startswith("scene/0_0: 0 of 0 items")
+    assert out.startswith("scene/0_0: no other item lies within reach")
 
 
 def test_a_picture_of_answers_of_different_lengths_shows_all(capsys, places, tmp_path):
@@ -142,7 +142,7 @@ def test_info_tells_what_is_there_and_what_has_gone(capsys, archive, tmp_path, h
     shutil.rmtree(images)
     out, _ = done(capsys, "info", "--archive", archive)
     assert "15 items, 20 bits each; 0 with a place, 15 in 3 class folders" in out
-    assert f"3 from {images} (not there now)" in out and "outputs are kept, 600 bytes" in out
+    assert f"3 from {images} (not there now)" in out and "the codes and the real-valued outputs are whole" in out
 
 
 def test_info_warns_of_bits_that_tell_nothing(capsys, tmp_path, hash_model):
@@ -224,19 +224,49 @@ def test_images_and_queries_are_read_as_those_before_unless_flags_say_otherwise(
         scaled = (numbers * (1 + ord(name) % 3)).astype(np.uint16)
         (tmp_path / f"{name}.tif").write_bytes(raster(scaled))
     archive = tmp_path / "archive"
-    add = ["add", "--archive", archive, *CPU]
+    add, find = ["add", "--archive", archive, *CPU], ["find", "--archive", archive, *CPU]
     out, warnings = done(capsys, *add, "--pretrain_path", hash_model, "--images",
                          tmp_path / "a.tif", "--bands", "3,2,1", "--range", "0,3000")
     assert "read bands 3,2,1, range 0,3000" in out and "are read as they are" in warnings
     out, warnings = done(capsys, *add, "--images", tmp_path / "b.tif")
     assert "read bands 3,2,1, range 0,3000" in out and "are read" not in warnings
-    out, _ = done(capsys, "find", "--archive", archive, "--query", tmp_path / "b.tif", *CPU)
-    assert out.splitlines()[1].split() == ["0", "b"]
-    out, warnings = done(capsys, *add, "--images", tmp_path / "c.tif", "--range", "0,9000")
-    assert "read bands 3,2,1, range 0,9000" in out
-    assert "archive, or of the training, are read bands 3,2,1, range 0,3000" in warnings
-    for flags in (["add", "--images", tmp_path / "a.tif", tmp_path / "b.tif"],
-                  ["find", "--query", tmp_path / "a.tif"]):
-        line = refused(capsys, flags[0], "--archive", archive, *flags[1:], "--range", "2%,98%",
-                       *CPU)
+    out, _ = done(capsys, *find, "--query", tmp_path / "b.tif")
+    assert out.splitlines()[0] == "queries are read bands 3,2,1, range 0,3000"
+    assert out.splitlines()[2].split() == ["0", "b"]
+    for flags in ([*add, "--images", tmp_path / "a.tif", tmp_path / "b.tif"],
+                  [*find, "--query", tmp_path / "a.tif"]):
+        line = refused(capsys, *flags, "--range", "2%,98%")
         assert "--range 2%,98% would be drawn from" in line
+    # Of images that were read in several ways queries cannot follow all.
+    out, warnings = done(capsys, *add, "--images", tmp_path / "c.tif", "--as_trained")
+    assert "read as they are" in out
+    assert "archive, or of the training, are read bands 3,2,1, range 0,3000" in warnings
+    out, _ = done(capsys, *find, "--query", tmp_path / "c.tif")
+    assert out.splitlines()[0] == "queries are read as they are"
+    assert out.splitlines()[2].split() == ["0", "c"]
+    assert "or as they are" in done(capsys, "info", "--archive", archive)[0]
+    done(capsys, "remove", "--archive", archive, "--name", "c")
+    out, _ = done(capsys, *find, "--query", tmp_path / "b.tif")
+    assert out.splitlines()[2].split() == ["0", "b"]
+    assert " or " not in done(capsys, "info", "--archive", archive)[0]
+
+
+def test_images_far_larger_than_what_the_network_sees_are_told_of(capsys, tmp_path, hash_model):
+    (tmp_path / "scene.png").write_bytes(png(1, height=200, width=200))
+    _, warnings = done(capsys, "add", "--archive", tmp_path / "a", "--pretrain_path", hash_model,
+                       "--images", tmp_path / "scene.png", *CPU)
+    assert "1 images are more than 4 times as large" in warnings and "--tile" in warnings
+
+
+def test_an_npz_without_labels_is_told_of(capsys, places, tmp_path):
+    _, warnings = done(capsys, "export", "--archive", places / "archive", "--npz",
+                       tmp_path / "a.npz")
+    assert "the .npz has no labels" in warnings
+
+
+def test_no_image_is_replaced_by_a_table(capsys, searched, tmp_path):
+    (tmp_path / "a.png").write_bytes(png(1))
+    line = refused(capsys, "find", "--archive", searched / "archive", "--name", "field/000",
+                   "--csv", tmp_path / "a.png")
+    assert "is there and no .csv file" in line
+    assert (tmp_path / "a.png").read_bytes() == png(1)

@@ -72,7 +72,7 @@ def files(tmp_path):
     (["--name", "sea/*"], ["is called sea/*"]),
     (["--name", "01"], ["is called 01; it has ", "sea/001"]),
     (["--name", "sea/001", "--within_km", 5], ["sea/001 has no place", "--around LAT,LON"]),
-    (["--at", "48.1,11.5"], ["lies at 48.1, 11.5: none has a place, which GeoTIFFs"]),
+    (["--at", "48.1,11.5"], ["lies at LAT,LON 48.1,11.5: none has a place, which GeoTIFFs"]),
     (["--at", "91,0"], ["latitudes reach from -90 to 90"]),
     (["--at", "nan,0"], ["nan,0 is no LAT,LON"]),
     (["--at", "48"], ["invalid LAT,LON value: '48'"]),
@@ -99,7 +99,8 @@ def test_places_where_nothing_lies(capsys, tmp_path, hash_model):
     (tmp_path / "a.tif").write_bytes(raster(ramp("uint8"), **grid))
     add_to(tmp_path / "archive", hash_model, tmp_path / "a.tif")
     line = refused(capsys, "find", "--archive", tmp_path / "archive", "--at", "-10.5,20")
-    assert line.endswith("lies at -10.5, 20.0")
+    assert line.endswith("lies at LAT,LON -10.5,20.0: they lie between the latitudes 49.65 and "
+                         "49.65 and the longitudes 9.00 and 9.00")
 
 
 def test_rerank_needs_outputs_that_were_kept(capsys, tmp_path, hash_model):

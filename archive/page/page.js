@@ -163,7 +163,8 @@ function card(row, distance) {
   button.append(picture(row));
   if (distance !== undefined) button.append(element("span", "distance", `distance ${distance}`));
   // The label of the picture has said the name in full.
-  const short = names[row].split("/").at(-1).replace(/\.(jpe?g|png|tiff?|bmp|webp|jp2)$/i, "");
+  const parts = names[row].split("/"), tile = /^\d+_\d+$/.test(parts.at(-1));  // row_column
+  const short = parts.slice(tile ? -2 : -1).join("/").replace(/\.(jpe?g|png|tiff?|bmp|webp|jp2)$/i, "");
   const name = element("span", "name", short || names[row]);
   name.setAttribute("aria-hidden", "true");
   button.append(name);

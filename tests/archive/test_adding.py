@@ -82,7 +82,8 @@ def test_another_image_of_a_name_that_is_taken_is_not_added_and_named(
     images = files(tmp_path / "images", sea__001=png(50), sea__new=png(51), town__x=png(52))
     report = add_to(archive, hash_model, images)
     line, = report.failed
-    assert line == f"sea/001 of {images} (the archive has another image of this name)"
+    assert line == (f"sea/001 of {images} (the archive has another image of this name, "
+                    "or this one read otherwise)")
     after = state_of(archive)
     assert {"sea/new", "town/x"} == after.keys() - before.keys()
     assert all(after[name] == before[name] for name in before)
@@ -141,7 +142,7 @@ def test_of_many_images_that_are_not_added_twenty_are_named():
     with pytest.raises(InputError) as caught:
         check_all_added(report, 2000)
     assert "1,234 of 2,000 images" in str(caught.value)
-    assert str(caught.value).count("bad") == 20 and "and 1,214 more" in str(caught.value)
+    assert str(caught.value).count("bad") == 5 and "and 1,229 more" in str(caught.value)
     check_all_added(Report(added=3), 3)
 
 
