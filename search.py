@@ -31,7 +31,7 @@ from archive.export import live_codes, write_faiss, write_npz
 from archive.folder import ITEMS, MODEL, Archive
 from archive.images import ImagesOf, Pictures
 from archive.model import HashModel
-from archive.outputs import check_outputs, refuse_idle
+from archive.outputs import check_outputs, refuse_idle, spare_images
 from archive.pages import write_answers_page, write_archive_page
 from archive.queries import Answer, Query, answers_to, queries_of_files, queries_of_names, query_at
 from archive.reading import Reading
@@ -58,6 +58,9 @@ def add(args: argparse.Namespace) -> None:
     """Hash images and keep their codes; every rank hashes, rank 0 writes."""
     if args.tile is None:
         refuse_idle(args, ["stride"], "tile")
+    elif args.stride is not None and args.stride > args.tile:
+        raise InputError(f"--stride {args.stride} is larger than --tile {args.tile}, which would "
+                         "leave gaps between tiles: lower it")
     compute = cli.setup(args)
     folder = resolve_path(args.archive)
     begun = (folder / ITEMS).exists()
@@ -121,7 +124,7 @@ def sources_of(args: argparse.Namespace, model: HashModel) -> list[Pictures]:
                          "values, as in --range 0,3000")
     print(f"{sum(map(len, sources)):,} images, read {reading.describe()}")
     usual = usual_reading(args, model)
-    if reading != usual:
+    if sources and sources[0].reading != usual:
         warn(f"the images of the archive, or of the training, are read {usual.describe()}: codes "
              "of images that are read otherwise may not fit them")
     return sources
@@ -137,8 +140,12 @@ def find(args: argparse.Namespace) -> None:
     if args.within_km is None:
         refuse_idle(args, ["around"], "within_km")
     outputs = check_outputs(args, ["csv", "geojson", "picture"])
+    if args.page is not None and (args.rerank or args.within_km is not None):
+        raise InputError("--page shows what is nearest of all by distance: leave out --rerank and "
+                         "--within_km, or --page")
     with Archive(resolve_path(args.archive)) as archive:
         archive.check_filled()
+        spare_images(archive.items, outputs)
         queries = hashed(args, archive) if args.query else []
         with archive.reading():
             if args.name:
@@ -190,6 +197,8 @@ def page(args: argparse.Namespace) -> None:
     """The whole archive as a folder for a browser."""
     folder = resolve_path(args.output)
     with Archive(resolve_path(args.archive)) as archive:
+        if archive.folder.resolve() in (folder.resolve(), *folder.resolve().parents):
+            raise InputError(f"--output {folder} lies in the archive: write the page elsewhere")
         write_archive_page(archive, folder, args.basemap)
     print(f"open {folder / 'index.html'} in a browser")
 
@@ -203,6 +212,7 @@ def export(args: argparse.Namespace) -> None:
         raise InputError("say with --faiss, --npz or --geojson what is to be written")
     with Archive(resolve_path(args.archive)) as archive, archive.reading():
         archive.check_filled()
+        spare_images(archive.items, outputs)
         if "faiss" in outputs:
             write_faiss(archive, outputs["faiss"], args.kind or "flat")
         if "npz" in outputs and not write_npz(archive, outputs["npz"]):
@@ -223,8 +233,9 @@ def info(args: argparse.Namespace) -> None:
               f"{counts['classes']:,} class folders")
         codes = live_codes(archive)[1]  # compared with their checksum
         kept = " and the real-valued outputs" if archive.outputs is not None else ""
-        print(f"the codes{kept} are whole; images are read "
-              f"{' or '.join(reading.describe() for reading in archive.items.readings())}")
+        ways = [reading.describe() for reading in archive.items.readings()]
+        read = f"; images are read {' or '.join(ways)}" if ways else ""
+        print(f"the codes{kept} are whole{read}")
         for path, count in counts["origins"].items():
             print(f"  {count:,} from {path}{'' if Path(path).exists() else ' (not there now)'}")
         constant = constant_bits(codes, archive.hash_bit) if len(codes) else 0

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from archive.images import SEPARATOR
 from archive.items import Item, printable
 from archive.originals import Originals
 from archive.places import centre_of, geometry_of
 from archive.queries import Answer
 from engine.files import atomic_file
+from hamming.names import to_draw
 from hamming.pictures import neighbour_picture
 
 COLUMNS = ("query", "rank", "distance", "cosine", "number", "name", "class", "latitude",
@@ -30,7 +32,7 @@ def place_text(item: Item) -> str:
 
 def file_of(item: Item) -> str:
     """Where an item's image lies, with the place in it."""
-    file = str(item.path / item.member.replace("\n", "|")) if item.member else str(item.path)
+    file = str(item.path / item.member.replace(SEPARATOR, "|")) if item.member else str(item.path)
     file = printable(file)
     if item.window is None:
         return file
@@ -41,14 +43,15 @@ def file_of(item: Item) -> str:
 def table(answer: Answer, hash_bit: int) -> str:
     """The answer to a query, one line an item."""
     if not answer.among:
-        return f"{answer.query.name}: no other item lies within reach"
-    lines = [f"{answer.query.name}: {len(answer.items):,} of {answer.among:,} items, by "
+        return f"{to_draw(answer.query.name)}: no other item lies within reach"
+    lines = [f"{to_draw(answer.query.name)}: {len(answer.items):,} of {answer.among:,} items, by "
              f"{hash_bit} bits" + (" and the cosine of the outputs" if answer.cosines is not None
                                    else "")]
-    width = max((len(item.name) for item in answer.items), default=0)
+    names = [to_draw(item.name) for item in answer.items]  # all of a name on one line
+    width = max(map(len, names), default=0)
     for place, item in enumerate(answer.items):
         cosine = "" if answer.cosines is None else f"  {answer.cosines[place]:6.3f}"
-        lines.append(f"{answer.distances[place]:6}{cosine}  {item.name:{width}}  "
+        lines.append(f"{answer.distances[place]:6}{cosine}  {names[place]:{width}}  "
                      f"{place_text(item)}".rstrip())
     remark = answer.remark()
     return "\n".join(lines + ([f"  ({remark})"] if remark else []))

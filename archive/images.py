@@ -24,7 +24,7 @@ from datasets.names import (
 from datasets.rasters import TooLarge, driver_of, open_raster
 from utils import sha256_of
 
-SEPARATOR = "\n"  # between the files of one scene, one a band
+SEPARATOR = "\0"  # between the files of one scene, one a band; no name has it
 
 
 class Pictures(Protocol):
@@ -32,6 +32,7 @@ class Pictures(Protocol):
 
     path: Path
     names: Sequence[str]
+    reading: Reading
     value_range: str | None
 
     def load(self, index: int) -> tuple[Item, np.ndarray] | None:
@@ -71,12 +72,13 @@ class ImagesOf:
             self._kinds: list[str | None] = [None]
         else:
             self.path, container = path, open_container(path)
-            files, self._kinds = _files_of(container, reading)
+            files, kinds = _files_of(container, reading)
+            self._kinds = [kind and printable(kind) for kind in kinds]
         self.names = [printable(name) for name in files]
         self._files = list(files.values())
         self._source = reading.source(container, self._files)
         self._container = container
-        self._reading = reading.resolved(self._source).text
+        self.reading = reading.resolved(self._source)
         self.value_range = self._source.value_range
 
     def __len__(self) -> int:
@@ -89,9 +91,9 @@ class ImagesOf:
         pixels, file = self._source.read(index), self._files[index]
         files = [file] if isinstance(file, str) else list(file)
         crs, corners = _place_in(self._container.read_bytes(files[0])) or (None, None)
-        item = Item(self.names[index], content_of(pixels, corners), self.path, self._reading,
-                    SEPARATOR.join(files), None, *pixels.shape[:2], self._kinds[index], crs,
-                    corners)
+        item = Item(self.names[index], content_of(pixels, corners), self.path,
+                    self.reading.text, SEPARATOR.join(files), None, *pixels.shape[:2],
+                    self._kinds[index], crs, corners)
         return item, pixels
 
 

@@ -236,6 +236,19 @@ class Items:
                 "AND north >= ?", (east, west, north, south)))
         return sorted(found)
 
+    def has_image(self, path: Path) -> bool:
+        """Whether items were made from this file."""
+        for number, root in self._rows("SELECT id, path FROM origins"):
+            root = Path(os.fsdecode(root))
+            if path == root:
+                return True
+            if root in path.parents:
+                member = os.fsencode(path.relative_to(root))
+                if self._rows("SELECT 1 FROM items WHERE origin = ? AND instr(member, ?) > 0 "
+                              "LIMIT 1", (number, member)):
+                    return True
+        return False
+
     def readings(self) -> list[Reading]:
         """All the ways in which the images of items were read."""
         try:

@@ -25,7 +25,11 @@ class Originals:
     def read(self, item: Item) -> np.ndarray:
         """An item's image, uint8 (H, W, C). Raises InputError: it is not there any more."""
         try:
-            return self._read(item)
+            pixels = self._read(item)
+            if pixels.shape[:2] != (item.height, item.width):
+                raise ValueError(f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels now, and "
+                                 f"had {item.width} x {item.height}")
+            return pixels
         except Exception as error:  # Pillow, GDAL and zlib raise many kinds for a damaged file
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())
             place = item.path / item.member.replace(SEPARATOR, ", ") if item.member else item.path

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from archive.items import Items
 from engine.files import check_writable
 from utils import InputError, resolve_path
 
@@ -49,6 +50,13 @@ def check_outputs(args: argparse.Namespace, flags: Sequence[str]) -> dict[str, P
         taken[real] = f"is what --{flag} writes, too"
         outputs[flag] = path
     return outputs
+
+
+def spare_images(items: Items, outputs: dict[str, Path]) -> None:
+    """Raise InputError for a file to write from which items of an archive were made."""
+    for flag, path in outputs.items():
+        if path.exists() and items.has_image(path):
+            raise InputError(f"--{flag} {path} is an image of the archive: name another file")
 
 
 def refuse_idle(args: argparse.Namespace, flags: Sequence[str], without: str) -> None:

@@ -265,9 +265,49 @@ def test_an_npz_without_labels_is_told_of(capsys, places, tmp_path):
     assert "the .npz has no labels" in warnings
 
 
-def test_no_image_is_replaced_by_a_table(capsys, searched, tmp_path):
+def test_no_image_is_replaced_by_a_table_or_a_picture(capsys, searched, tmp_path):
     (tmp_path / "a.png").write_bytes(png(1))
-    line = refused(capsys, "find", "--archive", searched / "archive", "--name", "field/000",
-                   "--csv", tmp_path / "a.png")
+    find = ["find", "--archive", searched / "archive", "--name", "field/000"]
+    line = refused(capsys, *find, "--csv", tmp_path / "a.png")
     assert "is there and no .csv file" in line
     assert (tmp_path / "a.png").read_bytes() == png(1)
+    image = searched / "images" / "field" / "000.png"
+    for flags in ([*find, "--picture", image],
+                  ["export", "--archive", searched / "archive", "--faiss", image]):
+        assert "is an image of the archive" in refused(capsys, *flags)
+    assert image.read_bytes() == png(0)
+
+
+def test_a_page_shows_no_answers_that_it_cannot_find_itself(capsys, places, tmp_path):
+    find = ["find", "--archive", places / "archive", "--name", "scene/0_0", "--page",
+            tmp_path / "p"]
+    for flags in (["--rerank"], ["--within_km", "5"]):
+        assert "--page shows what is nearest of all" in refused(capsys, *find, *flags)
+    line = refused(capsys, "page", "--archive", places / "archive", "--output",
+                   places / "archive" / "page")
+    assert "lies in the archive" in line
+
+
+def test_names_of_any_bytes_stay_on_their_line_and_are_read_again(capsys, tmp_path, hash_model):
+    folders = [tmp_path / "images" / "two\nlines", tmp_path / "images" / os.fsdecode(b"caf\xe9")]
+    for number, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        (folder / f"a\n{number}.png").write_bytes(png(number))
+    archive = tmp_path / "archive"
+    done(capsys, "add", "--archive", archive, "--pretrain_path", hash_model, "--images",
+         tmp_path / "images", *CPU)
+    name, = (name for name in names_in(archive).values() if name.startswith("two"))
+    out, _ = done(capsys, "find", "--archive", archive, "--name", name, "--picture",
+                  tmp_path / "p.png")
+    assert len(out.splitlines()) == 3
+    done(capsys, "page", "--archive", archive, "--output", tmp_path / "page")
+    # An image that has changed since is not shown as what it was.
+    (folders[0] / "a\n0.png").write_bytes(png(5, height=9, width=9))
+    assert "9 x 9 pixels now" in refused(capsys, "page", "--archive", archive, "--output",
+                                         tmp_path / "page")
+
+
+def test_tiles_leave_no_gaps(capsys, places, tmp_path, hash_model):
+    line = refused(capsys, "add", "--archive", tmp_path / "a", "--pretrain_path", hash_model,
+                   "--images", places / "scene.tif", "--tile", 16, "--stride", 17, *CPU)
+    assert "would leave gaps" in line
