@@ -33,7 +33,15 @@ from archive.images import ImagesOf, Pictures
 from archive.model import HashModel
 from archive.outputs import check_outputs, refuse_idle, spare_images
 from archive.pages import write_answers_page, write_archive_page
-from archive.queries import Answer, Query, answers_to, queries_of_files, queries_of_names, query_at
+from archive.queries import (
+    Answer,
+    Query,
+    answers_to,
+    no_item_called,
+    queries_of_files,
+    queries_of_names,
+    query_at,
+)
 from archive.reading import Reading
 from archive.tiles import scenes_in
 from engine import cli
@@ -55,7 +63,7 @@ def main() -> None:
 
 
 def add(args: argparse.Namespace) -> None:
-    """Hash images and keep their codes; every rank hashes, rank 0 writes."""
+    """Hash images and keep their codes: every rank of torchrun hashes, the first one writes."""
     if args.tile is None:
         refuse_idle(args, ["stride"], "tile")
     elif args.stride is not None and args.stride > args.tile:
@@ -204,7 +212,7 @@ def page(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write what is asked for."""
+    """Write an archive for other programs: faiss, test.py, QGIS."""
     if args.faiss is None:
         refuse_idle(args, ["kind"], "faiss")
     outputs = check_outputs(args, ["faiss", "npz", "geojson"])
@@ -225,7 +233,7 @@ def export(args: argparse.Namespace) -> None:
 
 
 def info(args: argparse.Namespace) -> None:
-    """Say what is in an archive, and that it is whole."""
+    """Say what is in an archive, and whether its files are whole."""
     with Archive(resolve_path(args.archive)) as archive, archive.reading():
         counts = archive.items.counts()
         print(f"{archive.folder}: {counts['items']:,} items, {archive.hash_bit} bits each; "
@@ -235,7 +243,7 @@ def info(args: argparse.Namespace) -> None:
         kept = " and the real-valued outputs" if archive.outputs is not None else ""
         ways = [reading.describe() for reading in archive.items.readings()]
         read = f"; images are read {' or '.join(ways)}" if ways else ""
-        print(f"the codes{kept} are whole{read}")
+        print(f"the codes{kept} of all items are there{read}")
         for path, count in counts["origins"].items():
             print(f"  {count:,} from {path}{'' if Path(path).exists() else ' (not there now)'}")
         constant = constant_bits(codes, archive.hash_bit) if len(codes) else 0
@@ -255,9 +263,7 @@ def named(archive: Archive, name: str) -> list[int]:
     """Numbers of the items of a name, or of all that a glob fits. Raises InputError: none."""
     found = archive.items.fitting(name)
     if not found:
-        like = archive.items.like(name)
-        hint = f"; it has {', '.join(like)}" if like else ""
-        raise InputError(f"no item of {archive.folder} is called {name}{hint}")
+        raise no_item_called(archive, name)
     return found
 
 

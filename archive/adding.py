@@ -13,8 +13,9 @@ from archive.images import Pictures
 from archive.items import Item
 from archive.model import HashModel
 from datasets.rasters import TooLarge
-from datasets.store import SAMPLE, ahead, warn_if_flat
+from datasets.store import SAMPLE, ahead, resized, unreadable_because, warn_if_flat
 from engine.distributed import gathered
+from engine.preprocessing import Preprocessing
 from utils import InputError, first_few, progress, rank, warn, world_size
 
 FLAT = ("images of 16 bits, whose numbers fill a part of the range, can be stretched, all alike, "
@@ -89,8 +90,7 @@ def add_images(archive: Archive, model: HashModel, sources: Sequence[Pictures]) 
                 large += batch.large
                 bar.update(len(batch.items) + len(batch.known) + batch.empty + len(batch.failed))
     if brightness and rank() == 0:
-        ranges = [source.value_range for source in sources if source.value_range]
-        warn_if_flat(np.array(brightness), "what was added", ranges[0] if ranges else None, FLAT)
+        warn_if_flat(np.array(brightness), "what was added", sources[0].reading.value_range, FLAT)
     if large:
         warn(f"{len(large):,} images are more than {LARGE} times as large as what the network "
              f"sees, and have one code each: {first_few(large)}; --tile cuts scenes")
@@ -104,22 +104,28 @@ def _batches(archive: Archive, model: HashModel, source: Pictures) -> Iterator[_
     starts = range(0, len(source), size)
     own = (index for start in starts[rank()::world_size()]
            for index in range(start, min(start + size, len(source))))
-    loaded = ahead(lambda index: _load(source, index), own, model.compute.workers, AHEAD * size)
+    loaded = ahead(lambda index: _load(source, index, model.views), own,
+                   model.compute.workers, AHEAD * size)
     for first in range(0, len(starts), world_size()):
         start = (first + rank()) * size
         part = [next(loaded) for _ in range(start, min(start + size, len(source)))]
         yield from gathered(_hashed(archive, model, part))
 
 
-def _load(source: Pictures, index: int) -> tuple[Item, np.ndarray] | str | None:
-    """An image; or why it cannot be read; or None, where it has no data."""
+def _load(source: Pictures, index: int, views: Preprocessing
+          ) -> tuple[Item, np.ndarray] | str | None:
+    """An image as the network takes it; or why it cannot be read; or None: it has no data."""
     try:
-        return source.load(index)
+        loaded = source.load(index)
+        if loaded is None:
+            return None
+        item, pixels = loaded
     except TooLarge as error:
         return f"{source.where(index)} ({error}, with --tile)"
-    except Exception as error:  # Pillow, GDAL and zlib raise many kinds for a damaged file
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        return f"{source.where(index)} ({reason[:400] or type(error).__name__})"
+    except Exception as error:
+        return f"{source.where(index)} ({unreadable_because(error)})"
+    # Here, not with the batch: of large images many wait for their turn.
+    return item, resized(pixels, views)
 
 
 def _hashed(archive: Archive, model: HashModel, part: Sequence[tuple[Item, np.ndarray] | str | None]

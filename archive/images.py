@@ -33,7 +33,6 @@ class Pictures(Protocol):
     path: Path
     names: Sequence[str]
     reading: Reading
-    value_range: str | None
 
     def load(self, index: int) -> tuple[Item, np.ndarray] | None:
         """The image uint8 (H, W, C) and what is kept of it; None where there is no data."""
@@ -79,7 +78,6 @@ class ImagesOf:
         self._source = reading.source(container, self._files)
         self._container = container
         self.reading = reading.resolved(self._source)
-        self.value_range = self._source.value_range
 
     def __len__(self) -> int:
         return len(self.names)

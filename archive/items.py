@@ -237,15 +237,18 @@ class Items:
         return sorted(found)
 
     def has_image(self, path: Path) -> bool:
-        """Whether items were made from this file."""
+        """Whether items were made from this file, links followed."""
+        path = path.resolve()
         for number, root in self._rows("SELECT id, path FROM origins"):
-            root = Path(os.fsdecode(root))
+            root = Path(os.fsdecode(root)).resolve()
             if path == root:
                 return True
             if root in path.parents:
-                member = os.fsencode(path.relative_to(root))
-                if self._rows("SELECT 1 FROM items WHERE origin = ? AND instr(member, ?) > 0 "
-                              "LIMIT 1", (number, member)):
+                # One of the files of an item, between which there are zeros.
+                member = b"\0" + os.fsencode(path.relative_to(root)) + b"\0"
+                if self._rows("SELECT 1 FROM items WHERE origin = ? AND "
+                              "instr(CAST(x'00' || member || x'00' AS BLOB), ?) > 0 LIMIT 1",
+                              (number, member)):
                     return True
         return False
 

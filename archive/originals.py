@@ -13,6 +13,7 @@ from archive.items import Item
 from archive.reading import Reading
 from archive.tiles import Scene
 from datasets.containers import Zip
+from datasets.store import unreadable_because
 from utils import InputError
 
 
@@ -30,11 +31,11 @@ class Originals:
                 raise ValueError(f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels now, and "
                                  f"had {item.width} x {item.height}")
             return pixels
-        except Exception as error:  # Pillow, GDAL and zlib raise many kinds for a damaged file
-            reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        except Exception as error:
             place = item.path / item.member.replace(SEPARATOR, ", ") if item.member else item.path
-            raise InputError(f"{item.name} cannot be read again from {place} ({reason}): put it "
-                             "back where it lay when it was added") from None
+            raise InputError(f"{item.name} cannot be read again from {place} "
+                             f"({unreadable_because(error)}): put it back where it lay when it "
+                             "was added") from None
 
     def _read(self, item: Item) -> np.ndarray:
         reading = Reading.of_text(item.reading)

@@ -102,6 +102,13 @@ def write_page(
             shutil.rmtree(path)
 
 
+def check_count(count: int) -> None:
+    """Raise InputError where so many items are too many."""
+    if count > MOST:
+        raise InputError(f"{count:,} items are too many for one page, which holds {MOST:,}: use "
+                         "search.py find --page, which shows answers alone")
+
+
 def _check(folder: Path, items: Sequence[PageItem], basemap: str | None) -> None:
     """See that there is something to show and a place for it; makes the folder.
 
@@ -110,10 +117,7 @@ def _check(folder: Path, items: Sequence[PageItem], basemap: str | None) -> None
     """
     if not items:
         raise InputError("there is no item to make a page of")
-    if len(items) > MOST:
-        raise InputError(f"{len(items):,} items are too many for one page, which holds {MOST:,}: "
-                         "take fewer by a filter, or the answers to one query "
-                         "(search.py find --page)")
+    check_count(len(items))
     if basemap is not None:
         parts = urlsplit(basemap)
         fields = sorted(re.findall(r"{(.*?)}", basemap))

@@ -10,9 +10,9 @@ import numpy as np
 from archive.export import live_codes
 from archive.folder import Archive
 from archive.originals import Originals
-from archive.page import MOST, PageItem, write_page
+from archive.page import PageItem, check_count, write_page
 from archive.queries import Answer
-from utils import InputError, progress
+from utils import progress
 
 
 def write_archive_page(archive: Archive, folder: Path, basemap: str | None) -> None:
@@ -20,10 +20,7 @@ def write_archive_page(archive: Archive, folder: Path, basemap: str | None) -> N
     with archive.reading():
         archive.check_filled()
         numbers, codes = live_codes(archive)
-        if len(numbers) > MOST:
-            raise InputError(f"{archive.folder} has {len(numbers):,} items, more than the "
-                             f"{MOST:,} that a page can hold: use search.py find --page, which "
-                             "shows answers alone")
+        check_count(len(numbers))  # before all of them are read
         found, originals = list(archive.items.all()), Originals()
     items = [PageItem(number, item.name, item.kind, item.corners) for number, item in found]
     images = (_in_colours(originals.read(item))

@@ -15,7 +15,7 @@ from archive.items import Item, printable
 from archive.model import HashModel
 from archive.places import Corners, boxes_around, centre_of, contains, distance_km
 from archive.reading import Reading
-from datasets.store import ahead
+from datasets.store import ahead, unreadable_because
 from utils import InputError, first_few
 
 RERANKED = 100  # nearest items that are ordered anew
@@ -99,8 +99,8 @@ def _load(path: Path, reading: Reading) -> tuple[Path, Item, np.ndarray] | str:
         raise InputError(f"--query {path} holds {len(images):,} images: name image files")
     try:
         return path, *images.load(0)
-    except Exception as error:  # Pillow, GDAL and zlib raise many kinds for a damaged file
-        return f"{path} ({getattr(error, 'strerror', None) or error})"
+    except Exception as error:
+        return f"{path} ({unreadable_because(error)})"
 
 
 def queries_of_names(archive: Archive, names: Sequence[str]) -> list[Query]:
@@ -108,10 +108,15 @@ def queries_of_names(archive: Archive, names: Sequence[str]) -> list[Query]:
     found = archive.items.known("name", names)
     for name in names:
         if name not in found:
-            like = archive.items.like(name)
-            hint = f"; it has {', '.join(like)}" if like else ""
-            raise InputError(f"no item of {archive.folder} is called {name}{hint}")
+            raise no_item_called(archive, name)
     return [_of_number(archive, found[name]) for name in names]
+
+
+def no_item_called(archive: Archive, name: str) -> InputError:
+    """What to say of a name that no item has."""
+    like = archive.items.like(name)
+    hint = f"; it has {', '.join(like)}" if like else ""
+    return InputError(f"no item of {archive.folder} is called {name}{hint}")
 
 
 def query_at(archive: Archive, latitude: float, longitude: float) -> Query:

@@ -120,7 +120,6 @@ class Scene:
             self._stretch = drawn(pairs, lambda index: [self._measured(self.windows[index])],
                                   len(self.windows), "--range")
             self.reading = Reading(self.reading.bands, written(self._stretch))
-        self.value_range = self.reading.value_range
 
     def _look_at(self, window: Sequence[int]) -> None:
         """Raise InputError where a tile needs other flags, as all of them do then."""

@@ -243,6 +243,12 @@ class UnreadableImages(InputError):
                 "--skip_bad, which goes on without them")
 
 
+def unreadable_because(error: Exception) -> str:
+    """On one line, why an image cannot be read; Pillow, GDAL and zlib raise many kinds."""
+    text = str(getattr(error, "strerror", None) or error)
+    return " ".join(text.split())[:MOST_REASON] or type(error).__name__
+
+
 def unreadable(source: ImageSource, label: str, workers: int = 4) -> dict[int, str]:
     """The images of a source that cannot be read.
 
@@ -259,8 +265,7 @@ def unreadable(source: ImageSource, label: str, workers: int = 4) -> dict[int, s
         except InputError:
             raise
         except Exception as error:
-            text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            return " ".join(text.split())[:MOST_REASON] or type(error).__name__
+            return unreadable_because(error)
         return None
 
     rows = range(len(source))

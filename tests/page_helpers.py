@@ -88,10 +88,11 @@ class Page:
 
     def wait(self, expression, expected=True):
         """Until an expression has a value: answers of the browser come a little later."""
+        from selenium.common.exceptions import TimeoutException
         from selenium.webdriver.support.ui import WebDriverWait
         try:
             WebDriverWait(self.browser, 10, 0.02).until(lambda _: self.ask(expression) == expected)
-        except Exception:
+        except TimeoutException:
             assert self.ask(expression) == expected, expression
             raise
 

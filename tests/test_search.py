@@ -143,7 +143,7 @@ def test_info_tells_what_is_there_and_what_has_gone(capsys, archive, tmp_path, h
     out, _ = done(capsys, "info", "--archive", archive)
     assert "15 items, 20 bits each; 0 with a place, 15 in 3 class folders" in out
     assert f"3 from {images} (not there now)" in out
-    assert "the codes and the real-valued outputs are whole" in out
+    assert "the codes and the real-valued outputs of all items are there" in out
 
 
 def test_info_warns_of_bits_that_tell_nothing(capsys, tmp_path, hash_model):
@@ -276,6 +276,13 @@ def test_no_image_is_replaced_by_a_table_or_a_picture(capsys, searched, tmp_path
                   ["export", "--archive", searched / "archive", "--faiss", image]):
         assert "is an image of the archive" in refused(capsys, *flags)
     assert image.read_bytes() == png(0)
+    (tmp_path / "field").symlink_to(image.parent)
+    assert "is an image" in refused(capsys, *find, "--picture", tmp_path / "field" / "000.png")
+    # Another file there, whose name is a part of an image's.
+    other = searched / "images" / "field" / "00.png"
+    other.write_bytes(png(1))
+    done(capsys, *find, "--picture", other)
+    other.unlink()
 
 
 def test_a_page_shows_no_answers_that_it_cannot_find_itself(capsys, places, tmp_path):

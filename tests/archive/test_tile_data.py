@@ -54,7 +54,7 @@ def test_percentages_are_of_what_is_there(tmp_path, options):
     numbers = half_empty(0)
     scene = Scene(written(tmp_path / "a.tif", numbers, **options), Reading(None, "2%,98%"), 16, 16)
     expected = [np.percentile(plane[plane > 0], [2, 98]) for plane in numbers]
-    ends = [list(map(float, pair.split(","))) for pair in scene.value_range.split(";")]
+    ends = [list(map(float, pair.split(","))) for pair in scene.reading.value_range.split(";")]
     np.testing.assert_allclose(ends, expected)
 
 
