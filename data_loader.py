@@ -24,12 +24,11 @@ from datasets.lists import split_by_lists
 from datasets.record import changes, other_content
 from datasets.sources import ImageSource
 from datasets.splits import check_parts, split_by_folders, split_by_seed, without_skipped
-from datasets.store import ImageStore, ahead, unreadable
+from datasets.store import ImageStore, ahead
 from datasets.transforms import Transform, to_device
 from engine.cli import Compute
-from engine.distributed import from_first
 from engine.preprocessing import Preprocessing
-from utils import InputError, rank, resolve_path, warn
+from utils import InputError, resolve_path, warn
 
 # A new data set: a file that has scenes(config) -> Scenes and may have QUERIES_PER_CLASS, PLACES
 # or FLAGS (docs/data.md), and its line here.
@@ -54,8 +53,9 @@ def load_dataset(config: DataConfig) -> PairedDataset:
     Args:
         config: which images take part.
     Raises:
+        Unpaired: images of source 1 without a partner, but for scenes of `config.skip`.
         InputError: unknown or missing dataset (the message says what to download and where it
-            goes), images without a partner, list files that do not fit, queries inside training or
+            goes), images that do not fit, list files that do not, queries inside training or
             database.
     """
     known = next((name for name in MODULES if name.lower() == config.data_name.lower()), None)
@@ -82,7 +82,7 @@ def load_dataset(config: DataConfig) -> PairedDataset:
     parts = without_skipped(parts, scenes.names, config.skip, name)
     check_parts(parts, labels, scenes.names, name)
     used = np.unique(np.concatenate(list(parts.values())))
-    sources = [source.subset(used) for source in scenes.sources]
+    sources = scenes.sources_of(used)
     return PairedDataset(
         name=name, names=[scenes.names[row] for row in used], source1=sources[0],
         source2=sources[1] if len(sources) == 2 else None,
@@ -108,31 +108,6 @@ def config_of(args: argparse.Namespace, seed: int = 13) -> DataConfig:
             if getattr(args, flag) is not None:
                 raise InputError(f"--{flag} needs a second source: name it with --source2")
     return replace(DataConfig.of_flags(args), data_name=name, split_seed=seed)
-
-
-def load_readable(config: DataConfig, workers: int) -> tuple[PairedDataset, DataConfig]:
-    """As load_dataset, without the scenes of which an image cannot be read.
-
-    Args:
-        config: which images take part.
-        workers: threads that read all of them.
-    Returns:
-        the dataset, and the config that names those scenes in `skip`.
-    Raises:
-        InputError: as load_dataset; nothing would be left.
-    """
-    dataset = load_dataset(config)
-    bad: dict[int, str] = {}
-    if rank() == 0:
-        for index, source in enumerate(dataset.sources):
-            bad |= unreadable(source, dataset.file_label(index), workers)
-    bad = from_first(bad)
-    if not bad:
-        return dataset, config
-    warn(f"{len(bad):,} of {len(dataset.names):,} scenes are left out, because an image cannot be "
-         f"read: {'; '.join(sorted(bad.values()))}")
-    config = replace(config, skip=tuple(sorted(dataset.names[row] for row in bad)))
-    return load_dataset(config), config
 
 
 # ---------------------------------------------------------------- images

@@ -26,13 +26,14 @@ from benchmarks.classical import Classical
 from benchmarks.methods import GROUPS, PAIRED, TITLES, TRAINED, USUAL
 from benchmarks.report import report
 from benchmarks.trained import pretrain, stop_scripts, train_and_test
-from data_loader import config_of, load_dataset, load_readable
+from data_loader import config_of
 from datasets.base import PairedDataset
 from datasets.store import unreadable
 from engine.backbones import preprocessing_of
 from engine.checkpoint import LIMITS
 from engine.cli import ArgumentParser, number, run
 from engine.data_flags import add_own_image_flags
+from myautoencoder.images import load_usable
 from network import load_backbone
 from utils import LARGEST_SIDE, InputError, resolve_path
 
@@ -147,8 +148,7 @@ def load_datasets(args: Namespace) -> dict[int, PairedDataset]:
     """seed -> the images with the split of that seed. Raises InputError: they have no labels."""
     datasets = {}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
-        config = config_of(args, seed)
-        datasets[seed] = load_readable(config, 4)[0] if args.skip_bad else load_dataset(config)
+        datasets[seed], _ = load_usable(config_of(args, seed), args.skip_bad, workers=4)
     if datasets[args.first_seed].labels is None:
         raise InputError("these images have no labels, so there is nothing to compare: class "
                          "sub-folders give labels")

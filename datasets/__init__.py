@@ -6,8 +6,9 @@ What they share, in the order in which an image passes through:
 
     base          settings, scenes, the paired dataset
     containers    folders and zips; choice: which files take part; checksums: their content
-    names         scenes, pairs and classes from paths; folders: what folder and pairs share
-    pairing       --pair_by and --pairs; bandfiles: scenes of one file a band
+    names         scenes and classes from paths; folders: what folder and pairs share
+    partners      the image of each scene in source 2, or none; pairing: --pair_by and --pairs
+    bandfiles     scenes of one file a band
     lists         train.txt, database.txt, test.txt; splits: who trains, who asks
     sources       one image at a time; pixels: by Pillow; rasters: TIFF and JPEG 2000 by rasterio
     bands         --bands and --range; measured: numbers and nodata; colours: numbers to 8 bits;

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from datasets.containers import open_container
-from datasets.names import class_labels, common_names, files_by_name, reject_empty_classes
+from datasets.names import class_labels, files_by_name, reject_empty_classes
+from datasets.partners import partners_by_key
 from datasets.sources import Decoder, ImageFiles, ImageSource
 from utils import InputError, resolve_path, sha256_of
 
@@ -31,7 +32,7 @@ class DataConfig:
     split_dir: str | None = None
     max_per_class: int | None = None
     split_seed: int = 13
-    skip: tuple[str, ...] = ()  # names of scenes left out: --skip_bad found them unreadable
+    skip: tuple[str, ...] = ()  # scenes left out, by --skip_bad and --skip_unpaired
     bands1: str | None = None
     bands2: str | None = None
     range1: str | None = None
@@ -42,6 +43,7 @@ class DataConfig:
     exclude: tuple[str, ...] = ()
     class_depth: int | None = None
     split: str = "seed"  # or "folders"
+    skip_unpaired: bool = False  # also: images of source 2 without a scene are not used
 
     @classmethod
     def of_flags(cls, args: Namespace) -> DataConfig:
@@ -99,6 +101,8 @@ def _can_be(name: str, value: Any) -> bool:
         return value is None or (type(value) is int and value > 0)
     if name == "split_seed":
         return type(value) is int and value >= 0
+    if name == "skip_unpaired":
+        return type(value) is bool
     needed = name in ("data_name", "data_dir", "split")
     return isinstance(value, str) or (value is None and not needed)
 
@@ -118,6 +122,13 @@ class Scenes:
     parts: np.ndarray | None = None  # str (N,), the split that folders tell: train, val or test
     remarks: list[str] = field(default_factory=list)  # on what was made of odd folders, to print
     resolved: dict[str, str] = field(default_factory=dict)  # settings that the images decided
+    paired: np.ndarray | None = None  # int64, the scenes that the second source shows; None: all
+
+    def sources_of(self, rows: np.ndarray) -> list[ImageSource]:
+        """The sources of these scenes alone, int64 (n,), each of which they all show."""
+        second = rows if self.paired is None else np.searchsorted(self.paired, rows)
+        return [source.subset(own)
+                for source, own in zip(self.sources, (rows, second), strict=False)]
 
 
 @dataclass
@@ -230,11 +241,12 @@ def ms_and_pan(config: DataConfig) -> tuple[str, str]:
     return first, second
 
 
-def scenes_of_files(views: Sequence[tuple[Path, Decoder]], source_names: tuple[str, str],
-                    depth: int = 0, note: str = "") -> Scenes:
+def scenes_of_files(config: DataConfig, views: Sequence[tuple[Path, Decoder]],
+                    source_names: tuple[str, str], depth: int = 0, note: str = "") -> Scenes:
     """Scenes whose images are files of one name in one or two folders or zips.
 
     Args:
+        config: says which scenes need no partner.
         views: for each source its folder or zip, and how its files are read.
         source_names: as in Scenes.
         depth: how many parts of a path make the name of a scene; 0 takes all.
@@ -245,11 +257,16 @@ def scenes_of_files(views: Sequence[tuple[Path, Decoder]], source_names: tuple[s
     containers = {root: open_container(root) for root, _ in views}  # two views may share one
     files = {}
     for root, container in containers.items():
-        reject_empty_classes(container)
+        if root == views[0][0] or not config.skip_unpaired:
+            reject_empty_classes(container)
         files[root] = files_by_name(container, depth)
-    here, there = views[0][0], views[-1][0]
-    names = common_names(here, files[here], there, files[there])
+    sides = [(root, {name: name for name in files[root]}) for root, _ in views]
+    partner, remarks = partners_by_key(sides[0], sides[-1], config.skip, config.skip_unpaired)
+    names = sorted(partner)
     labels, class_names = class_labels(names)
-    sources = [ImageFiles(containers[root], [files[root][name] for name in names], decoder)
-               for root, decoder in views]
-    return Scenes(names, labels, class_names, sources, source_names, note)
+    paired = np.flatnonzero([partner[name] is not None for name in names])
+    sources = []
+    for (root, decoder), shown in zip(views, (names, [names[row] for row in paired]), strict=False):
+        sources.append(ImageFiles(containers[root], [files[root][name] for name in shown], decoder))
+    return Scenes(names, labels, class_names, sources, source_names, note, remarks=remarks,
+                  paired=paired)

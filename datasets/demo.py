@@ -16,6 +16,6 @@ def scenes(config: DataConfig) -> Scenes:
                          "none")
     root = make_demo(resolve_path(config.data_dir), config.split_seed)
     views = ["coarse"] if config.source2 == "none" else ["coarse", "fine"]
-    return scenes_of_files([(root / view, RGB) for view in views],
+    return scenes_of_files(config, [(root / view, RGB) for view in views],
                            ("coarse", "fine" if "fine" in views else "none"),
                            note="generated images")

@@ -33,7 +33,7 @@ def scenes(config: DataConfig) -> Scenes:
     wanted = ms_and_pan(config)
     views = [view for view in wanted if view != "none"]
     if root.is_dir():
-        return _of_folder(root, views, wanted)
+        return _of_folder(config, root, views, wanted)
     types = _land_covers(root, VIEWS[wanted[0]].key)
     labels = types.astype(np.int64) - 1
     folders = [name.replace(" ", "_") for name in CLASSES]
@@ -43,7 +43,8 @@ def scenes(config: DataConfig) -> Scenes:
     return Scenes(names, labels, list(CLASSES), sources, wanted)
 
 
-def _of_folder(root: Path, views: list[str], wanted: tuple[str, str]) -> Scenes:
+def _of_folder(config: DataConfig, root: Path, views: list[str], wanted: tuple[str, str]
+               ) -> Scenes:
     places = []
     for view in views:
         place = find(root, FOLDERS[view])
@@ -51,7 +52,7 @@ def _of_folder(root: Path, views: list[str], wanted: tuple[str, str]) -> Scenes:
             raise InputError(f"{root} has no sub-folder for {view}: expected MUL and PAN")
         places.append((place, RGB))
     lists = root if (root / SPLIT_FILES["query"]).is_file() else None
-    return replace(scenes_of_files(places, wanted), split_dir=lists)
+    return replace(scenes_of_files(config, places, wanted), split_dir=lists)
 
 
 def _land_covers(root: Path, key: str) -> np.ndarray:

@@ -72,4 +72,4 @@ def scenes(config: DataConfig) -> Scenes:
                              f"{resolve_path(config.data_dir)}: put {missing} there, or use "
                              "--source2 none")
         views.append((find(config.data_dir, files), decoder))
-    return scenes_of_files(views, ("Sentinel-2 RGB", wanted), depth=2)
+    return scenes_of_files(config, views, ("Sentinel-2 RGB", wanted), depth=2)

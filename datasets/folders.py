@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +50,9 @@ def scenes_of_folders(config: DataConfig, roots: Sequence[Path], source_names: t
     Raises:
         InputError: no images, two of one name, images without a partner, bands that are not there.
     """
-    views = [_view_of(root, config, number) for number, root in enumerate(roots, 1)]
+    views = [_view_of(roots[0], config, 1)]
+    for root in roots[1:]:
+        views.append(_view_of(root, config, 2, views[0].files if config.skip_unpaired else ()))
     for glob in sorted(set.intersection(*(view.container.choice.unused for view in views))):
         warn_once(f"{glob} fits nothing in "
                   f"{' or '.join(str(view.container.root) for view in views)}")
@@ -59,7 +61,8 @@ def scenes_of_folders(config: DataConfig, roots: Sequence[Path], source_names: t
             warn_once(f"{view.container.root}: {warning}")
     partner, remarks = partners([(view.container.root, view.paths) for view in views], config)
     names = sorted(partner)
-    columns = [names, [partner[name] for name in names]]
+    paired = np.flatnonzero([partner[name] is not None for name in names])
+    columns = [names, [partner[names[row]] for row in paired]]
     bands, ranges = (config.bands1, config.bands2), (config.range1, config.range2)
     sources = []
     for number, view in enumerate(views):
@@ -70,23 +73,26 @@ def scenes_of_folders(config: DataConfig, roots: Sequence[Path], source_names: t
     parts, below = split_folders(names)
     labels, class_names, more = _classes(views[0], names, below, config)
     return Scenes(names, labels, class_names, sources, source_names, parts=parts,
-                  remarks=[*remarks, *more], resolved=resolved)
+                  remarks=[*remarks, *more], resolved=resolved, paired=paired)
 
 
-def _view_of(root: Path, config: DataConfig, number: int) -> View:
+def _view_of(root: Path, config: DataConfig, number: int, known: Collection[str] = ()) -> View:
     container = open_container(root, config.include, config.exclude)
-    if not config.include and not config.exclude:  # which may well empty a folder
+    # What may well empty a folder, or leave it empty.
+    if not config.include and not config.exclude and not (number == 2 and config.skip_unpaired):
         reject_empty_classes(container, ", or leave them out with --exclude")
-    return view_of(container, (config.bands1, config.bands2)[number - 1], number)
+    return view_of(container, (config.bands1, config.bands2)[number - 1], number, known)
 
 
-def view_of(container: Folder | Zip, bands: str | None, number: int | str) -> View:
+def view_of(container: Folder | Zip, bands: str | None, number: int | str,
+            known: Collection[str] = ()) -> View:
     """The scenes in a folder or zip.
 
     Args:
         container: the folder or zip.
         bands: as --bands has them, for one file a band.
         number: of that flag, for messages.
+        known: names of source 1, where this source may have fewer.
     Raises:
         InputError: two images of one name, or bands that are not there or not chosen.
     """
@@ -97,7 +103,7 @@ def view_of(container: Folder | Zip, bands: str | None, number: int | str) -> Vi
     else:
         files, renamed = files_by_name(container), False
     paths = list(files)
-    names = without_shared_folder([folder_of(path) for path in paths] if renamed else paths)
+    names = without_shared_folder([folder_of(path) for path in paths] if renamed else paths, known)
     return View(container, dict(zip(names, files.values(), strict=True)),
                 dict(zip(names, paths, strict=True)), alone)
 

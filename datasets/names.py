@@ -1,11 +1,10 @@
-"""Names of scenes: from paths, paired between two sources, and the classes that folders tell."""
+"""Names of scenes, from their paths, and the classes that folders tell."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -80,50 +79,21 @@ def folder_of(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def without_shared_folder(names: Sequence[str]) -> list[str]:
+def without_shared_folder(names: Sequence[str], known: Collection[str] = ()) -> list[str]:
     """The names without the folders that hold all of them, as zips often have one.
 
     So a zip and the folder that was unpacked from it have the same names.
-    """
-    shared = shared_depth(names)
-    return [name.split("/", shared)[shared] for name in names]
-
-
-# ---------------------------------------------------------------- pairs
-
-
-def common_names(here: Path, ours: Iterable[str], there: Path, theirs: Iterable[str],
-                 advice: str = "") -> list[str]:
-    """The names that both places have, sorted.
 
     Args:
-        here, there: folders or zips.
-        ours, theirs: the names of their scenes.
-        advice: the end of the message where names differ.
-    Raises:
-        InputError: an image without a partner; the message names the first ones.
+        names: paths.
+        known: of another source, which may have more: so many folders are taken away that most
+            names are among these. What holds everything may be the one class that is there yet.
     """
-    ours, theirs = set(ours), set(theirs)
-    _reject_single(here, there, ours, theirs, advice)
-    _reject_single(there, here, theirs, ours, advice)
-    return sorted(ours)
-
-
-def _reject_single(here: Path, there: Path, ours: set[str], theirs: set[str], advice: str
-                   ) -> None:
-    """Raise InputError when one of our names is not among theirs."""
-    alone = sorted(ours - theirs)
-    if not alone:
-        return
-    # In another class folder? Then it is not lacking, but its label is wrong.
-    elsewhere = {key.rpartition("/")[2]: key for key in theirs - ours}
-    moved = [f"{key} and {elsewhere[file]}" for key in alone
-             if (file := key.rpartition("/")[2]) in elsewhere]
-    if len(moved) == len(alone):
-        raise InputError(f"{len(alone):,} images lie in one class folder in {here} and in another "
-                         f"in {there}: {first_few(moved)}{advice}")
-    raise InputError(f"{len(alone):,} images of {here} have no partner of the same name in "
-                     f"{there}: {first_few(alone)}{advice}")
+    shared = shared_depth(names)
+    if known:
+        shared = max(range(shared, -1, -1), key=lambda depth: sum(
+            name.split("/", depth)[depth] in known for name in names))
+    return [name.split("/", shared)[shared] for name in names]
 
 
 # ---------------------------------------------------------------- split and classes

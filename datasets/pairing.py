@@ -6,38 +6,43 @@ import csv
 import os
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from datasets.base import DataConfig
 from datasets.containers import IMAGE_SUFFIXES
-from datasets.names import common_names, scene_keys
+from datasets.names import scene_keys
+from datasets.partners import SKIP_ADVICE, Unpaired, partners_by_key
 from utils import InputError, first_few, resolve_path
 
-Side = tuple[Path, Mapping[str, str]]  # the folder, and name -> path without extension
+View = tuple[Path, Mapping[str, str]]  # the folder, and name -> path without extension
+Rows = Sequence[tuple[int, list[str]]]  # of a table: number of the line, its two paths
 
 
-def partners(views: Sequence[Side], config: DataConfig) -> tuple[dict[str, str], list[str]]:
+def partners(views: Sequence[View], config: DataConfig
+             ) -> tuple[dict[str, str | None], list[str]]:
     """The name in source 2 of each name in source 1, and what to say of those left out.
 
     Args:
         views: one, where each name is its own partner, or two.
-        config: says whether a rule or a table pairs them; else equal names are pairs.
+        config: says whether a rule or a table pairs them (else equal names are pairs), and which
+            scenes are left out: these may have None for a partner.
     Raises:
-        InputError: an image without a partner; a rule or table that does not fit.
+        Unpaired: other scenes without a partner.
+        InputError: a rule or table that does not fit; images of source 2 without a scene.
     """
     if config.pair_by and config.pairs:
         raise InputError("--pair_by and --pairs are two ways to say which images are pairs: leave "
                          "one out")
     if config.pairs:
-        return _by_table(views, resolve_path(config.pairs))
-    here, ours = views[0]
+        return _by_table(views, resolve_path(config.pairs), set(config.skip))
     if config.pair_by:
-        keys = [_keys(root, names, config.pair_by) for root, names in views]
-        shared = common_names(here, keys[0], views[-1][0], keys[-1])
-        return {keys[0][key]: keys[-1][key] for key in shared}, []
-    advice = "; --pair_by or --pairs pairs other names, --exclude leaves images out"
-    return {name: name for name in common_names(here, ours, *views[-1], advice)}, []
+        sides = [(root, _keys(root, names, config.pair_by)) for root, names in views]
+        advice = ""
+    else:
+        sides = [(root, {name: name for name in names}) for root, names in views]
+        advice = "; --pair_by or --pairs pairs other names, --exclude leaves images out"
+    return partners_by_key(sides[0], sides[-1], config.skip, config.skip_unpaired, advice)
 
 
 def _keys(root: Path, names: Mapping[str, str], rule: str) -> dict[str, str]:
@@ -67,7 +72,8 @@ def _keys(root: Path, names: Mapping[str, str], rule: str) -> dict[str, str]:
 # ---------------------------------------------------------------- --pairs FILE.csv
 
 
-def _by_table(views: Sequence[Side], table: Path) -> tuple[dict[str, str], list[str]]:
+def _by_table(views: Sequence[View], table: Path, skip: Collection[str]
+              ) -> tuple[dict[str, str | None], list[str]]:
     rows = _read_table(table)
     lookups = [_lookup(names) for _, names in views]
     found = []
@@ -76,19 +82,37 @@ def _by_table(views: Sequence[Side], table: Path) -> tuple[dict[str, str], list[
                       in zip(lookups, paths, views, strict=False)])
     if len(rows) > 1 and not any(found[0]) and not any(map(_is_path, rows[0][1])):
         del rows[0], found[0]  # the names of the columns
-    for (line, paths), names in zip(rows, found, strict=True):
-        if None in names:
-            lacking = names.index(None)
-            root, known = views[lacking]
-            raise InputError(f"{table}, line {line}: {paths[lacking][:80]!r} is not in {root}; "
-                             f"expected a path below it, such as {min(known.values())}")
+    _reject_unknown(table, rows, found, views, skip)
     remarks = []
     for (root, names), column in zip(views, zip(*found, strict=True), strict=True):
         _reject_twice(table, rows, column)
-        if left_out := len(names) - len(column):
+        if left_out := len(names.keys() - set(column)):
             remarks.append(f"{left_out:,} of {len(names):,} images of {root} are not in "
                            f"{table.name} and are left out")
-    return {names[0]: names[-1] for names in found}, remarks
+    partner = {names[0]: names[-1] for names in found}
+    alone = sorted(name for name, other in partner.items() if other is None)
+    if alone:
+        remarks.append(f"{len(alone):,} of {len(partner):,} scenes of {table.name} have no image "
+                       f"in {views[-1][0]} and are left out: {first_few(alone)}")
+    return partner, remarks
+
+
+def _reject_unknown(table: Path, rows: Rows, found: Sequence[Sequence[str | None]],
+                    views: Sequence[View], skip: Collection[str]) -> None:
+    """Raise InputError for paths that are not there; Unpaired, where the second ones alone lack."""
+    unknown = [(row, names) for row, names in zip(rows, found, strict=True)
+               if None in names and names[0] not in skip]
+    if not unknown:
+        return
+    # One in source 1 first: it is nothing that --skip_unpaired could leave out.
+    (line, paths), names = min(unknown, key=lambda entry: entry[1].index(None))
+    number = names.index(None)
+    root, known = views[number]
+    message = (f"{table}, line {line}: {paths[number][:80]!r} is not in {root}; expected a path "
+               f"below it, such as {min(known.values())}")
+    if number == 0 or not any(names[-1] for names in found):
+        raise InputError(message)
+    raise Unpaired(message + SKIP_ADVICE, [names[0] for _, names in unknown])
 
 
 def _below(root: Path, path: str) -> str:
@@ -111,11 +135,10 @@ def _lookup(names: Mapping[str, str]) -> dict[str, str]:
     return {**{name: name for name in names}, **{path: name for name, path in names.items()}}
 
 
-def _reject_twice(table: Path, rows: Sequence[tuple[int, list[str]]], column: Sequence[str]
-                  ) -> None:
+def _reject_twice(table: Path, rows: Rows, column: Sequence[str | None]) -> None:
     lines: dict[str, int] = {}
     for (line, _), name in zip(rows, column, strict=True):
-        if name in lines:
+        if name is not None and name in lines:
             raise InputError(f"{table}, line {line}: {name} is also in line {lines[name]}, "
                              "expected each image once")
         lines[name] = line

@@ -32,4 +32,4 @@ def scenes(config: DataConfig) -> Scenes:
     """Names and labels by class folder, whatever --data_dir says."""
     wanted = ms_and_pan(config)
     views = [(FOLDER, VIEWS[view]) for view in wanted if view != "none"]
-    return scenes_of_files(views, wanted, depth=2, note=NOTE)
+    return scenes_of_files(config, views, wanted, depth=2, note=NOTE)

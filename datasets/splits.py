@@ -98,15 +98,16 @@ def limit_rows(rows: np.ndarray, labels: np.ndarray | None, limit: int, seed: in
 
 def without_skipped(parts: dict[str, np.ndarray], names: list[str], skip: tuple[str, ...],
                     name: str) -> dict[str, np.ndarray]:
-    """The parts without unreadable scenes: left out after the draw, so that others stay put."""
+    """The parts without some scenes: left out after the draw, so that others stay put."""
     if not skip:
         return parts
     left_out = np.flatnonzero(np.isin(names, skip))
     parts = {part: rows[~np.isin(rows, left_out)] for part, rows in parts.items()}
     gone = [part for part, rows in parts.items() if not len(rows)]
     if gone:
-        raise InputError(f"without the {len(skip):,} images that cannot be read {name} has none "
-                         f"left for: {', '.join(gone)}")
+        raise InputError(f"without the {len(skip):,} scenes of which an image is lacking or cannot "
+                         f"be read {name} has none left for: {', '.join(gone)}; add their images, "
+                         "or take another split (--seed, --split, --split_dir)")
     return parts
 
 

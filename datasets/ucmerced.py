@@ -42,4 +42,4 @@ def scenes(config: DataConfig) -> Scenes:
     root = find_images(config)
     wanted = ms_and_pan(config)
     views = [(root, VIEWS[view]) for view in wanted if view != "none"]
-    return scenes_of_files(views, wanted, depth=2, note=NOTE)
+    return scenes_of_files(config, views, wanted, depth=2, note=NOTE)

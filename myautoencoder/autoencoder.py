@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor, nn
 
-from data_loader import MODULES, config_of, load_dataset, load_readable, moved_places
+from data_loader import MODULES, config_of, moved_places
 from datasets.base import DataConfig, PairedDataset
 from datasets.record import image_record, of_content
 from engine import cli, network_flags
@@ -38,6 +38,7 @@ from engine.loop import Run
 from engine.monitor import is_due, monitored_R
 from loss import reconstruction_loss
 from myautoencoder.features import dataset_features, prepare_features
+from myautoencoder.images import load_usable
 from myautoencoder.latents import latent_line, latent_map
 from network import MultisourceAutoencoder
 from utils import (
@@ -136,16 +137,13 @@ def load_images(args: argparse.Namespace) -> tuple[PairedDataset, DataConfig]:
     """The dataset that the flags name, and the config that finds it again.
 
     Raises:
-        InputError: as load_dataset; --skip_bad beside files of features.
+        InputError: as load_usable; --skip_bad or --skip_unpaired beside files of features.
     """
-    if args.skip_bad and (args.features1 or args.features2):
-        raise InputError("--skip_bad is for images, and the rows of --features1 and --features2 "
-                         "would not fit those that are left: leave one out")
-    data = config_of(args, args.seed)
-    if args.skip_bad:
-        dataset, data = load_readable(data, args.workers)
-    else:
-        dataset = load_dataset(data)
+    for flag in ("skip_bad", "skip_unpaired"):
+        if getattr(args, flag) and (args.features1 or args.features2):
+            raise InputError(f"--{flag} is for images, and the rows of --features1 and --features2 "
+                             "would not fit those that are left: leave one out")
+    dataset, data = load_usable(config_of(args, args.seed), args.skip_bad, args.workers)
     if "source2" not in moved_places(data):
         # What was found today, should another source appear beside it later.
         data = replace(data, source2=dataset.source_names[1])
@@ -219,7 +217,13 @@ def checkpoint_of(args: argparse.Namespace, features: dict[str, Any], dataset: P
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(prog="autoencoder.py", description=__doc__.splitlines()[0])
-    add_data_flags(parser, MODULES, inherited=False).add_argument(
+    group = add_data_flags(parser, MODULES, inherited=False)
+    group.add_argument(
+        "--skip_unpaired", action="store_true",
+        help="leave out scenes that have no image in the second source, as where collect.py found "
+             "none, instead of ending with their names. They are missing from the database and "
+             "the queries, too; train.py and test.py leave out the same")
+    group.add_argument(
         "--skip_bad", action="store_true",
         help="leave out scenes of which an image cannot be read, instead of ending with their "
              "names; it reads all images once more. The checkpoint knows them: train.py and "

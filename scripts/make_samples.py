@@ -42,8 +42,8 @@ def make_samples(data_dir: str, folder: Path) -> int:
     Raises:
         InputError: UC Merced, or one of the images, is not there.
     """
-    scenes = scenes_of_files([(find_images(DataConfig(data_dir=data_dir)), RGB)], ("rgb", "none"),
-                             depth=2)
+    config = DataConfig(data_dir=data_dir)
+    scenes = scenes_of_files(config, [(find_images(config), RGB)], ("rgb", "none"), depth=2)
     rows = {name: row for row, name in enumerate(scenes.names)}
     wanted = [f"{kind}/{kind}{number:02d}" for kind in CLASSES for number in range(PER_CLASS)]
     missing = [name for name in wanted if name not in rows]

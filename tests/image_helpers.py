@@ -3,6 +3,7 @@
 import io
 import zipfile
 import zlib
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -79,6 +80,12 @@ def load(data_dir, **settings):
 
 def pairs(root, **settings):
     return load(root, data_name="pairs", source1=str(root / "one"), **settings)
+
+
+def flags(**given):
+    """What stage 2 was told of the images; nothing is what the checkpoint says."""
+    names = ("data_name", "data_dir", "source1", "source2", "split_dir", "max_per_class", "pairs")
+    return Namespace(**{**dict.fromkeys(names), **given})
 
 
 def stored(dataset, source=0):

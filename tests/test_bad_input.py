@@ -71,26 +71,33 @@ def test_a_long_list_of_unreadable_images_names_twenty(tmp_path):
     assert text.count(".bmp") == 20 and "42 of 42 images" in text and "and 22 more" in text
 
 
-def test_skip_bad_goes_on_without_those_scenes_in_all_three_scripts(some_bad, tmp_path, capsys):
+def test_scenes_that_are_left_out_are_left_out_in_all_three_scripts(some_bad, tmp_path, capsys):
     folder, names = some_bad
-    stage1 = [*first_stage(folder), "--output_dir", tmp_path / "ae"]
-    _, error = done(capsys, AUTOENCODER, *stage1, "--skip_bad")
+    lacking = folder / "fine" / "town" / "05.png"
+    lacking.rename(folder / "05.png")
+    stage1 = [*first_stage(folder), "--output_dir", tmp_path / "ae", "--skip_unpaired"]
+    out, error = done(capsys, AUTOENCODER, *stage1, "--skip_bad")
+    assert out.startswith(f"1 of 42 scenes of {folder / 'coarse'} have no partner")
     warning, = error.strip().splitlines()
-    assert warning.startswith("warning: 3 of 42 scenes are left out")
+    assert warning.startswith("warning: 3 of 41 scenes are left out")
     assert all(name in warning for name in names)
     out, _ = done(capsys, "train.py", *stage2_flags(tmp_path / "ae" / "autoencoder.pth"), *QUICK,
                   "--max_epoch", 0, "--output_dir", tmp_path / "mr")
-    assert "37 training, 37 database, 2 query images" in out
+    assert "36 training, 36 database, 2 query images" in out
+    (folder / "fine").rename(folder / "gone")  # which test.py does not need
     done(capsys, "test.py", "--pretrain_path", tmp_path / "mr" / "mrhash.pth", "--save_codes",
          tmp_path / "codes.npz", *SMALL)
     with np.load(tmp_path / "codes.npz") as content:
         found = [*content["database_paths"], *content["query_paths"]]
-    assert len(found) == len(set(found)) == 39 and not set(BAD_SCENES) & set(found)
+    assert len(found) == len(set(found)) == 38 and not {*BAD_SCENES, "town/05"} & set(found)
     # A resumed run must know of them, too.
-    line = refused(capsys, AUTOENCODER, *stage1, "--resume")
-    assert "skip_bad was True, now False" in line
-    out, _ = done(capsys, AUTOENCODER, *stage1, "--skip_bad", "--resume", "--epoch", 3)
-    assert "resuming" in out
+    (folder / "gone").rename(folder / "fine")
+    stage1 += ["--resume", "--epoch", 3]
+    assert "skip_bad was True, now False" in refused(capsys, AUTOENCODER, *stage1)
+    assert "resuming" in done(capsys, AUTOENCODER, *stage1, "--skip_bad")[0]
+    (folder / "05.png").rename(lacking)
+    assert "the images, their labels or their split are others" in refused(
+        capsys, AUTOENCODER, *stage1, "--skip_bad")
 
 
 def test_the_split_without_bad_scenes_is_that_of_all_without_them(tmp_path):
@@ -137,7 +144,8 @@ def test_skip_bad_that_leaves_nothing_of_a_part_is_one_sentence(tmp_path, capsys
         (tmp_path / "coarse" / f"{dataset.names[row]}.bmp").write_bytes(b"")
     line = refused(capsys, AUTOENCODER, *first_stage(tmp_path), "--skip_bad", "--output_dir",
                    tmp_path / "ae")
-    assert "without the 3 images that cannot be read pairs has none left for: query" in line
+    assert ("without the 3 scenes of which an image is lacking or cannot be read pairs has none "
+            "left for: query; add their images, or take another split (--seed") in line
 
 
 def test_images_of_a_sensor_that_are_nearly_black_in_8_bits_are_warned_of(tmp_path, capsys):

@@ -1,6 +1,5 @@
 """The entrance to images: data sets by name, and their images in batches."""
 
-from argparse import Namespace
 from types import ModuleType
 
 import numpy as np
@@ -28,6 +27,7 @@ from image_helpers import (
     batch_of,
     complaint,
     expects,
+    flags,
     hollow,
     load,
     noise,
@@ -102,12 +102,6 @@ def test_the_file_of_a_data_set_says_how_many_queries_a_class_has(tmp_path, exam
 
 
 # ------------------------------------------------------------ checkpoints
-
-
-def flags(**given):
-    names = ("data_name", "data_dir", "source1", "source2", "split_dir", "max_per_class",
-                 "pairs")
-    return Namespace(**{**dict.fromkeys(names), **given})
 
 
 @pytest.mark.parametrize("data_name", ["folder", "pairs"])

@@ -224,6 +224,7 @@ BAD = [
     (["--image_size", "20000"], "from 1 to 2048"),
     (["--latent_dim", "65537"], "65537 is not a whole number from 1 to 65536"),
     (["--skip_bad", "--features1", "{tmp}/f.npz"], "--skip_bad is for images"),
+    (["--skip_unpaired", "--features2", "{tmp}/f.npz"], "--skip_unpaired is for images"),
 ]
 
 
