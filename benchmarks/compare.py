@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.cells import Cell, Key, Record, claim, folder_name, run_cells
 from benchmarks.classical import Classical
-from benchmarks.methods import GROUPS, PAIRED, TITLES, TRAINED, USUAL
+from benchmarks.methods import ALONE, GROUPS, PAIRED, TITLES, TRAINED, USUAL
 from benchmarks.report import report
 from benchmarks.trained import pretrain, stop_scripts, train_and_test
 from data_loader import config_of
@@ -94,6 +94,9 @@ def _add_cell_flags(group: Group) -> None:
     add_own_image_flags(group)
     add("--skip_bad", action="store_true",
         help="as for autoencoder.py: leave out unreadable images")
+    add("--skip_unpaired", action="store_true",
+        help="as for autoencoder.py: leave out scenes without a partner, and the rows that take no "
+             "second source, which would see them")
     add("--backbone", default="efficientnet_lite0",
         help="for the features and for the hash network")
     add("--weights", default="imagenet", help="of the backbone, as for train.py --weights")
@@ -155,6 +158,19 @@ def load_datasets(args: Namespace) -> dict[int, PairedDataset]:
     return datasets
 
 
+def possible_methods(args: Namespace, dataset: PairedDataset) -> list[str]:
+    """Those of --methods that fit the images; says which do not."""
+    unfit, reason = set(), ""
+    if dataset.source2 is None:
+        unfit, reason = PAIRED, "there is no second source"
+    elif args.skip_unpaired:
+        unfit, reason = ALONE, "without the second source they would see other scenes"
+    left_out = [name for name in args.methods if name in unfit]
+    if left_out:
+        print(f"left out, {reason}: {', '.join(left_out)}")
+    return [name for name in args.methods if name not in unfit]
+
+
 def check_needs(args: Namespace, cells: Sequence[Cell], dataset: PairedDataset) -> None:
     """Raise InputError, once and not a cell, where weights or packages for cells cannot be had.
 
@@ -176,10 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     datasets = load_datasets(args)
     first = datasets[args.first_seed]
-    methods = [name for name in args.methods if name not in PAIRED or first.source2 is not None]
-    if methods != args.methods:
-        left_out = ", ".join(name for name in args.methods if name not in methods)
-        print(f"left out, there is no second source: {left_out}")
+    methods = possible_methods(args, first)
     print(*first.remarks, first.describe(), sep="\n")
     folder = resolve_path(args.output_dir) / first.name.lower()
     claim(folder)

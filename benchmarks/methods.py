@@ -94,6 +94,7 @@ TITLES = {
 }
 assert set(TITLES) == {*FLOATS, *BASELINES, *TRAINED}
 PAIRED = {"float-both", *(name for name, method in TRAINED.items() if method.pairs)}
+ALONE = {name for name, method in TRAINED.items() if "--source2" in method.first}  # with none
 
 USUAL = ["float", "float-both", "lsh", "pcah", "sh", "itq", "mrhash", "mrhash-none",
          "mrhash-unisource", "mrhash-single", "mrhash-frozen", "best"]

@@ -30,7 +30,7 @@ STAGE1 = "mrhash-autoencoder-1"  # the format of autoencoder.pth
 # What may differ between a finished cell and the command that would make it: places, and how it is
 # computed.
 PLACES = {"data_dir", "pretrained_dp_path", "output_dir", "cache_dir", "resume", "overwrite",
-          "workers", "device", "eval_frequency", "preset", "skip_bad"}
+          "workers", "device", "eval_frequency", "preset", "skip_bad", "skip_unpaired"}
 WORDS = {"alpha", "max_epoch"}  # None is a choice: auto, and none; elsewhere it is "as stage 1"
 
 GRACE = 2  # seconds
@@ -96,8 +96,7 @@ def pretrain(args: Namespace, cell: Path, seed: int, flags: Iterable[object],
         if value is not None:
             command += [f"--{name}", *(value if isinstance(value, list) else [value])]
     command += ["--feature_backbone", args.backbone, "--feature_weights", args.weights]
-    if args.skip_bad:
-        command.append("--skip_bad")
+    command += [f"--{flag}" for flag in ("skip_bad", "skip_unpaired") if getattr(args, flag)]
     command += ["--seed", seed, "--cache_dir", args.cache_dir, "--output_dir", cell, "--resume",
                 "--eval_frequency", 0, *flags]
     if (cell / "autoencoder.pth").exists():

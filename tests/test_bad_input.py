@@ -111,13 +111,15 @@ def test_the_split_without_bad_scenes_is_that_of_all_without_them(tmp_path):
 
 def test_a_table_goes_on_without_bad_scenes_too(some_bad, tmp_path, capsys):
     folder, _ = some_bad
+    (folder / "fine" / "town" / "05.png").unlink()
     flags = ["--data_name", "pairs", "--source1", folder / "coarse", "--source2", folder / "fine",
              "--backbone", "resnet18", "--weights", "none", "--methods", "float", "lsh",
-             "--hash_bit", 8, "--seeds", 1, "--cache_dir", folder / "cache", "--output_dir",
-             folder / "table"]
+             "mrhash-none", "--hash_bit", 8, "--seeds", 1, "--cache_dir", folder / "cache",
+             "--output_dir", folder / "table", "--skip_unpaired"]
     assert "images cannot be read" in refused(capsys, COMPARE, *flags)
-    _, error = done(capsys, COMPARE, *flags, "--skip_bad")
-    assert "3 of 42 scenes are left out" in error
+    out, error = done(capsys, COMPARE, *flags, "--skip_bad")
+    assert "3 of 41 scenes are left out" in error and "1 of 42 scenes" in out
+    assert "left out, without the second source they would see other scenes: mrhash-none" in out
     table = json.loads((folder / "table" / "pairs" / "compare.json").read_text())
     assert {cell["method"] for cell in table["cells"]} == {"float", "lsh"}
 

@@ -149,7 +149,8 @@ def test_a_preset_brings_its_size_and_amp_is_passed_on(cell):
 def test_flags_of_ones_own_images_reach_the_script(cell):
     args, folder, commands = cell
     given = {"bands1": "4,3,2", "range2": "2%,98%", "pair_by": "(.*)_", "split": "folders",
-             "class_depth": 2, "include": ["*.tif"], "exclude": ["*_mask.png", "labels/*"]}
+             "class_depth": 2, "include": ["*.tif"], "exclude": ["*_mask.png", "labels/*"],
+             "skip_bad": True, "skip_unpaired": True}
     for name, value in given.items():
         setattr(args, name, value)
     cells.pretrain(args, folder / "new", 13, [], "f")
