@@ -13,7 +13,6 @@
     model        HashModel: images -> codes, as test.py makes them
     reading      how files become images; images: of folders and zips; tiles: of large scenes
     adding       images -> archive, on one process or several; originals: read again
-    places       footprints, distances, GeoJSON
     queries      what is searched for, and what was found; answers: as text, CSV, GeoJSON, picture
     page, pages  the archive as a folder for a browser
     export       faiss, .npz; flags: of search.py; outputs: the files that it writes

@@ -12,11 +12,11 @@ from typing import Any
 from archive.images import SEPARATOR
 from archive.items import Item, printable
 from archive.originals import Originals
-from archive.places import centre_of, geometry_of
 from archive.queries import Answer
 from engine.files import atomic_file
 from hamming.names import to_draw
 from hamming.pictures import neighbour_picture
+from imagery.places import centre_of, geometry_of
 
 COLUMNS = ("query", "rank", "distance", "cosine", "number", "name", "class", "latitude",
            "longitude", "file")

@@ -9,7 +9,6 @@ from typing import Protocol
 import numpy as np
 
 from archive.items import Item, printable
-from archive.places import Corners, place_of
 from archive.reading import Reading
 from datasets.choice import is_image
 from datasets.containers import MOST_BYTES, Folder, Zip, open_container
@@ -22,6 +21,7 @@ from datasets.names import (
     without_shared_folder,
 )
 from datasets.rasters import TooLarge, driver_of, open_raster
+from imagery.places import Corners, place_of
 from utils import sha256_of
 
 SEPARATOR = "\0"  # between the files of one scene, one a band; no name has it

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from archive.places import Corners, boxes_of
 from archive.reading import Reading
 from engine.files import rename
+from imagery.places import Corners, boxes_of
 from utils import InputError
 
 FORMAT = "mrhash-archive-1"

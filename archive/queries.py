@@ -13,9 +13,9 @@ from archive.folder import Archive
 from archive.images import ImagesOf
 from archive.items import Item, printable
 from archive.model import HashModel
-from archive.places import Corners, boxes_around, centre_of, contains, distance_km
 from archive.reading import Reading
 from datasets.store import ahead, unreadable_because
+from imagery.places import Corners, boxes_around, centre_of, contains, distance_km
 from utils import InputError, first_few
 
 RERANKED = 100  # nearest items that are ordered anew

@@ -15,12 +15,12 @@ import numpy as np
 
 from archive.images import content_of
 from archive.items import Item, printable
-from archive.places import place_of
 from archive.reading import Reading
 from datasets.colours import WHICH_BANDS, Unsuited, as_rgb, choose, to_uint8
 from datasets.measured import Numbers
 from datasets.ranges import drawn, parse_range, written
 from datasets.rasters import ORIENTATION, Raster, require, tiff_tag
+from imagery.places import place_of
 from utils import InputError
 
 # A scene is a file that the user names; a virtual one may point to others, as gdalbuildvrt makes

@@ -14,7 +14,7 @@ import pytest
 
 from archive import Archive
 from archive.folder import CODES
-from run_helpers import assert_disk_full, kill, resize, small_disk, wait_for
+from run_helpers import assert_disk_full, kill, killed_at, resize, small_disk, wait_for
 from search_helpers import CPU, add_to, names_in, pictures, state_of
 
 BATCHES = 5  # of the images that are added here
@@ -113,25 +113,6 @@ def test_an_add_killed_fifty_times_leaves_what_was_committed(adding):
     log, counts = cut_to_pieces(adding, 50)
     print(log, counts)
     assert len(set(counts)) > 2, "the kills did not fall into the work"
-
-
-def killed_at(place, number=1):
-    """Lines that kill the process at the so-manieth call of a function of ours."""
-    module, _, name = place.partition(":")
-    return f"""
-import itertools, os, signal
-import {module} as module
-owner, name = module, {name!r}
-while "." in name:
-    first, _, name = name.partition(".")
-    owner = getattr(owner, first)
-before, calls = getattr(owner, name), itertools.count(1)
-def killed(*arguments, **options):
-    if next(calls) == {number}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return before(*arguments, **options)
-setattr(owner, name, killed)
-"""
 
 
 @pytest.mark.parametrize(("place", "number", "items"), [

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from archive.places import contains
 from archive.queries import RERANKED, Query, answers_to, queries_of_names, query_at
 from image_helpers import complaint
+from imagery.places import contains
 from item_helpers import drawn_archive, square
 
 

@@ -13,7 +13,7 @@ from rasterio import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.io import MemoryFile
 
-from archive.places import (
+from imagery.places import (
     EARTH_KM,
     boxes_around,
     boxes_of,
