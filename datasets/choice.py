@@ -15,8 +15,9 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".ti
                   ".gif", ".jp2", ".j2k"}
 # What lies beside images and is none: it is told, but no reason to warn.
 COMPANIONS = {".txt", ".md", ".json", ".csv", ".xml", ".tfw", ".prj", ".ovr", ".pdf", ".html"}
-# Of systems and tools, with all that is below; not even counted.
-LITTER = {"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini", ".git", ".ipynb_checkpoints"}
+# Of systems and tools, with all that is below; not even counted. collect.py writes collect.csv.
+LITTER = {"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini", ".git", ".ipynb_checkpoints",
+          "collect.csv"}
 
 
 def is_litter(name: str) -> bool:
