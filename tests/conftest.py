@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from helpers import ROOT, SMALL, Zygote, make_pairs, run_script, stage1_flags, stage2_flags
+from imagery import fetch, services
 from search_helpers import add_to, pictures, save_model
+from tile_server import serving
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -68,3 +70,19 @@ def searched(tmp_path_factory, hash_model):
     report = add_to(folder / "archive", hash_model, pictures(folder / "images"), keep_outputs=True)
     assert report.added == 12
     return folder
+
+
+@pytest.fixture
+def server():
+    """A tile service on this machine."""
+    with serving() as tiles:
+        yield tiles
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Pauses of a moment before a service is asked again, and a short time for its answer."""
+    monkeypatch.setattr(fetch, "PAUSES", {"refused": (0.01, 0.01), "busy": (0.01,) * 3,
+                                          "failed": (0.01,) * 3})
+    for module in (fetch, services):
+        monkeypatch.setattr(module, "TIMEOUT", 1)

@@ -12,6 +12,7 @@ import signal
 import sys
 
 # All modules that the scripts need:
+import collect  # noqa: F401
 import hamming.figures
 import hamming.pictures  # noqa: F401
 import myautoencoder.autoencoder  # noqa: F401
