@@ -51,7 +51,7 @@ def cut_to_pieces(script, kills):
     return log
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "train", "train-once", "test"])
+@pytest.mark.parametrize("name", ["autoencoder", "train", "test"])
 def test_a_stage_killed_at_random_moments_ends_as_if_nothing_was(stage, name):
     cut_to_pieces(stage(name), 2)
 
@@ -126,7 +126,8 @@ _Part.append = slow
 # ------------------------------------------------------------ short of disk
 
 
-@pytest.mark.parametrize(("name", "files"), [("autoencoder", 5), ("train", 3), ("test", 3)])
+@pytest.mark.parametrize(("name", "files"), [
+    pytest.param("autoencoder", 5, marks=pytest.mark.slow), ("train", 3), ("test", 3)])
 def test_a_limit_on_files_ends_in_a_sentence_and_the_run_goes_on_without_it(stage, name, files):
     script = stage(name)
     sizes = {path.stat().st_size for path in script.whole.rglob("*") if path.is_file()}

@@ -22,8 +22,8 @@ def assert_goes_on(script, place):
     ("autoencoder", 7, "in epoch 1, after batch 2", 0),
     ("autoencoder", 10, "in epoch 1, after batch 5", 1),  # of five: nothing of it is lost
     ("train", 3, "in head epoch 0, after batch 3", 0),
-    ("train", 10, "in head epoch 1, after batch 5", 1),
-    ("train", 13, "in epoch 0, after batch 3", 0),
+    pytest.param("train", 10, "in head epoch 1, after batch 5", 1, marks=pytest.mark.slow),
+    pytest.param("train", 13, "in epoch 0, after batch 3", 0, marks=pytest.mark.slow),
     ("train-once", 7, "in epoch 1, after batch 2", 1)])
 def test_a_signal_saves_the_step_and_says_how_to_go_on(stage, name, step, place, number):
     script, (signal_name, expected) = stage(name), SIGNALS[number]
