@@ -51,6 +51,9 @@ IN_SUCCESSION = 3  # places that may fail before it stops
 AT_FIRST = 10  # places without imagery, and none with it, before it stops
 EVERY = 300  # seconds between lines on how far it is, where no bar can be seen
 ELSEWHERE = "lower --zoom where it was given, or name another source; --retry tries them again"
+# Flags that not every kind of source has a use for.
+FOR = {"zoom": ["service"], "tile_size": ["service"], "bands": ["raster", "stac"],
+       "collection": ["stac"], "asset": ["stac"], "dates": ["stac"], "cloud_cover": ["stac"]}
 
 
 def main() -> None:
@@ -195,20 +198,16 @@ def sources_of(args: argparse.Namespace, services: Sequence[Service], tiles: Pat
     """
     pacer = Pacer(args.per_second)
     pacer.signals.install()
-    if not services and args.zoom is not None:
-        raise InputError("--zoom is for --service: of a raster the fitting overview is taken")
-    if services and args.bands:
-        raise InputError("--bands is for --raster and --stac: a service gives red, green and blue")
-    for flag in ("collection", "dates", "cloud_cover"):
-        if getattr(args, flag) is not None and not args.stac:
-            raise InputError(f"--{flag} is for --stac: leave it out")
+    for flag, kinds in FOR.items():
+        if getattr(args, flag) is not None and not any(getattr(args, kind) for kind in kinds):
+            raise InputError(f"--{flag} is for --{' and --'.join(kinds)}: leave it out")
     if args.stac:
         if args.collection is None:
             raise InputError("--stac needs --collection, such as sentinel-2-c1-l2a")
-        return Search(args.stac, args.collection, args.asset, args.dates, args.cloud_cover,
-                      args.bands, pacer)
+        return Search(args.stac, args.collection, args.asset or "visual", args.dates,
+                      args.cloud_cover, args.bands, pacer)
     if services:
-        return Fixed([Tiles(service, args.zoom, args.tile_size, tiles, pacer)
+        return Fixed([Tiles(service, args.zoom, args.tile_size or 256, tiles, pacer)
                       for service in services])
     rasters = [Raster(place, args.bands, pacer) for place in args.raster]
     check_format(args.format, rasters[0].bands, rasters[0].dtype)
@@ -218,8 +217,9 @@ def sources_of(args: argparse.Namespace, services: Sequence[Service], tiles: Pat
 def settings_of(args: argparse.Namespace, sources: Fixed | Search) -> dict[str, Any]:
     """What decides how collected images look. No address is kept: it may hold a key."""
     kind = next(kind for kind in ("service", "raster", "stac") if getattr(args, kind))
-    return {kind: sources.key, **{name: getattr(args, name) for name in
-            ("size", "format", "zoom", "resampling", "tile_size", "bands")}}
+    return {kind: sources.key, "tile_size": args.tile_size or 256,
+            **{name: getattr(args, name) for name in
+               ("size", "format", "zoom", "resampling", "bands")}}
 
 
 if __name__ == "__main__":

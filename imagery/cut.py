@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from rasterio import Affine
@@ -16,7 +15,7 @@ from rasterio.windows import Window
 from scipy.ndimage import minimum_filter
 
 from imagery.footprints import Footprint
-from imagery.views import OutOfReach, View, blocks_of, view_of
+from imagery.views import OutOfReach, Source, View, blocks_of, view_of
 from utils import InputError
 
 COVERED = 0.95  # share of an image that must be there
@@ -38,7 +37,7 @@ class Cut:
 
     pixels: np.ndarray
     valid: np.ndarray
-    source: Any
+    source: Source
     view: View
 
     @property
@@ -55,11 +54,11 @@ def is_flat(pixels: np.ndarray) -> bool:
     return bool((flat == colour[:, None]).all(axis=0).mean() >= FLAT)
 
 
-def cut(source: Any, footprint: Footprint, resampling: str = "auto") -> Cut:
+def cut(source: Source, footprint: Footprint, resampling: str = "auto") -> Cut:
     """The image of a place.
 
     Args:
-        source: Tiles or Raster.
+        source: what it is cut out of.
         footprint: the place and its grid.
         resampling: of RESAMPLING; auto: the mean of all pixels that fall into one where these are
             twice as fine, else cubic.
@@ -112,7 +111,7 @@ def _mosaic(blocks: Iterable[tuple]) -> tuple[np.ndarray, np.ndarray, int, int]:
     return mosaic, valid, left, top
 
 
-def _grid_of(source: Any, view: View, left: int, top: int) -> tuple[CRS, Affine]:
+def _grid_of(source: Source, view: View, left: int, top: int) -> tuple[CRS, Affine]:
     """Coordinate system and transform of pixels that begin at a column and row of the level."""
     level = source.level(view.factor)
     grid = level.transform * Affine.translation(left, top)
@@ -126,21 +125,21 @@ def _grid_of(source: Any, view: View, left: int, top: int) -> tuple[CRS, Affine]
 class Fixed:
     """Sources that are the same for all places; stac.Search finds others for each."""
 
-    def __init__(self, sources: Sequence[Any]) -> None:
+    def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
         self.label, self.remote = sources[0].label, any(source.remote for source in sources)
         self.key = " ".join(source.key for source in sources)
 
-    def at(self, footprint: Footprint) -> Sequence[Any]:
+    def at(self, footprint: Footprint) -> Sequence[Source]:
         return self.sources
 
 
-def cut_of_first(sources: Iterable[Any], footprint: Footprint, resampling: str = "auto"
+def cut_of_first(sources: Iterable[Source], footprint: Footprint, resampling: str = "auto"
                  ) -> Cut | None:
     """What the first source shows of a place, and in its gaps what the next ones show.
 
     Args:
-        sources: Tiles or Rasters; the next one is asked where those before have gaps.
+        sources: the next one is asked where those before have gaps.
         footprint, resampling: as for cut.
     Raises:
         OutOfReach, InputError, FetchError: as cut; the first only where all sources say so.

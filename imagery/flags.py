@@ -59,8 +59,8 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
                      "pystac-client")
     add = parser.add_argument_group("of a catalogue").add_argument
     add("--collection", help="such as sentinel-2-c1-l2a, or naip")
-    add("--asset", default="visual", help="file of each image: visual is the colour image of "
-        "Sentinel-2, image that of NAIP")
+    add("--asset", help="file of each image: visual is the colour image of Sentinel-2 (the "
+        "default), image that of NAIP")
     add("--dates", help="when the images were taken: 2019-05-01/2019-09-30")
     add("--cloud_cover", type=number(float, 0, 100),
         help="most percent of clouds; the least cloudy image is taken first")
@@ -68,8 +68,8 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     add("--zoom", type=number(int, 0, MOST_ZOOM),
         help="level of a service's tiles (default: the coarsest that is as fine as the images); "
              "each step more is four times the tiles")
-    add("--tile_size", type=int, choices=(256, 512), default=256,
-        help="pixels of a service's tiles; those called @2x have 512")
+    add("--tile_size", type=int, choices=(256, 512),
+        help="pixels of a service's tiles (default: 256); those called @2x have 512")
     add("--bands", type=band_list, help="of a raster, from 1, such as 1,2,3")
 
 

@@ -100,9 +100,10 @@ def footprints_of_images(path: Path, size: int, include: Sequence[str] = (),
     scenes = band_files(container)
     if scenes:
         files = {scene: min(bands.values()) for scene, bands in scenes.items()}
+        keys = [folder_of(scene) for scene in files] if called_after_folders(files) else list(files)
     else:
         files = files_by_name(container)
-    keys = [folder_of(key) for key in files] if called_after_folders(scenes) and scenes else files
+        keys = list(files)
     # Of all images, those that are left out too: a name is the same whichever are chosen.
     depth = shared_depth([*keys, *container.choice.unwanted])
     names = [key.split("/", depth)[depth] for key in keys]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from imagery.cut import Fixed
 from imagery.footprints import Footprint
 from imagery.services import Service
 from imagery.stac import Search
-from imagery.views import OutOfReach, View, blocks_of, view_of
+from imagery.views import OutOfReach, Source, View, blocks_of, view_of
 from utils import InputError, progress
 
 MOST_TILES = 10_000  # without --yes
@@ -72,7 +71,7 @@ def plan_of(sources: Fixed | Search, footprints: Sequence[Footprint]) -> Plan:
                 sorted(wanted)[len(wanted) // 2])
 
 
-def _first_that_reaches(sources: Fixed, footprint: Footprint) -> tuple[Any, View]:
+def _first_that_reaches(sources: Fixed, footprint: Footprint) -> tuple[Source, View]:
     """The first source that has pixels of a place, or the last one. Raises OutOfReach."""
     found = beyond = None
     for source in sources.sources:
@@ -129,7 +128,7 @@ def describe(plan: Plan, args: argparse.Namespace, services: Sequence[Service],
     elif sources.remote:
         lines.append(f"{plan.tiles:,} different tiles, each counted once; at {args.per_second:g} a "
                      f"second {_duration(plan.tiles / args.per_second)}; about "
-                     f"{plan.megabytes(args.tile_size):,.0f} MB to fetch, {disk}")
+                     f"{plan.megabytes(args.tile_size or 256):,.0f} MB to fetch, {disk}")
     else:
         lines.append(f"about {disk}")
     return "\n".join(lines)

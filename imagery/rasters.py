@@ -22,7 +22,7 @@ REMOTE_PLACES = ("://", "/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/
 
 
 class Raster:
-    """An open raster and its overviews, as a source; attributes as those of Tiles."""
+    """An open raster and its overviews: a views.Source."""
 
     world = False
 

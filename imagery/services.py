@@ -86,11 +86,7 @@ def service_of(text: str) -> Service:
 
 
 class Tiles:
-    """Square images of Web Mercator, 2^zoom x 2^zoom of them around the earth, as a source.
-
-    label: names the service without any key. key: changes with the template. factors: by how much
-    its levels are coarser than the finest. world: its columns go around the earth.
-    """
+    """Square images of Web Mercator, 2^zoom x 2^zoom of them around the earth: a views.Source."""
 
     remote, world, bands, dtype, date = True, True, 3, "uint8", ""
     at_once = 1  # pixels: a tile is what one asks for

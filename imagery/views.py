@@ -6,10 +6,12 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
+from rasterio import DatasetReader
 from rasterio.warp import transform
+from rasterio.windows import Window
 
 from imagery.footprints import Footprint
 from utils import InputError
@@ -17,6 +19,36 @@ from utils import InputError
 NET = 16  # steps along an image at which its place in another system is worked out
 MOST_PIXELS = 64_000_000  # that one image may be made from
 TORN = 100  # times further than others do neighbours lie from each other across an edge of a map
+
+
+class Source(Protocol):
+    """Pictures of the earth at several resolutions: services.Tiles or rasters.Raster.
+
+    label: what messages and collect.csv call it, without any key. key: changes with what it is.
+    bands, dtype: of its pixels. date: when they were taken, or "". factors: by how much its levels
+    are coarser than the finest, from 1. remote: whether it is read block by block, at a rate.
+    at_once: pixels of a side, up to which small blocks are read together. world: whether columns
+    go around the earth, in Web Mercator.
+    """
+
+    label: str
+    key: str
+    bands: int
+    dtype: str
+    date: str
+    factors: list[int]
+    remote: bool
+    at_once: int
+    world: bool
+
+    def level(self, factor: int) -> DatasetReader:
+        """The open raster of a level."""
+
+    def zoom(self, factor: int) -> str:
+        """What collect.csv calls a level."""
+
+    def read(self, factor: int, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels of a window, (bands, H, W), and where there is imagery, bool (H, W)."""
 
 
 class OutOfReach(ValueError):
@@ -39,13 +71,13 @@ class View:
     window: tuple[int, int, int, int]
 
 
-def view_of(source: Any, footprint: Footprint) -> View:
+def view_of(source: Source, footprint: Footprint) -> View:
     """Which level of a source, and which part of it, shows a place.
 
     The coarsest level that is at least as fine as the image, as far as there is one.
 
     Args:
-        source: Tiles or Raster.
+        source: what is looked at.
         footprint: the place.
     Raises:
         OutOfReach: the place is not in the source's coordinate system, as near the poles in Web
@@ -103,7 +135,7 @@ def _is_torn(columns: np.ndarray, rows: np.ndarray) -> bool:
     return False
 
 
-def _window(columns: np.ndarray, rows: np.ndarray, margin: int, level: Any, world: bool
+def _window(columns: np.ndarray, rows: np.ndarray, margin: int, level: DatasetReader, world: bool
             ) -> tuple[int, int, int, int]:
     """Column, row, width and height of what lies within the level; 0 wide or high: nothing."""
     left, top = math.floor(columns.min()) - margin, math.floor(rows.min()) - margin
@@ -114,7 +146,7 @@ def _window(columns: np.ndarray, rows: np.ndarray, margin: int, level: Any, worl
     return left, top, max(0, right - left), max(0, bottom - top)
 
 
-def blocks_of(source: Any, view: View) -> Iterator[tuple[int, int, int, int]]:
+def blocks_of(source: Source, view: View) -> Iterator[tuple[int, int, int, int]]:
     """The parts to read, each at once: blocks of what lies afar; of a file all that is needed.
 
     Yields:

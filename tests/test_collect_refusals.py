@@ -17,7 +17,7 @@ def points(folder, text="name,lat,lon\na,48.1,11\n"):
 
 @pytest.mark.parametrize(("flags", "sentence"), [
     (["--service", "https://a.example/{z}/{x}/{y}", "--bands", "1"],
-     "--bands is for --raster and --stac: a"),
+     "--bands is for --raster and --stac: leave it out"),
     (["--raster", "nowhere.tif"], "nowhere.tif is not there"),
     (["--raster", "imagery"], "imagery is a folder: name a raster in it"),
     (["--raster", "README.md"], "README.md cannot be opened: see that it is there"),
@@ -50,6 +50,7 @@ def test_images_are_asked_for_no_width_and_rasters_for_no_zoom(capfd, tmp_path):
     images = ["--images", tmp_path / "images", "--raster", raster]
     assert "--metres is for --table" in refused(capfd, tmp_path, *images, "--metres", 5)
     assert "--zoom is for --service" in refused(capfd, tmp_path, *images, "--zoom", 5)
+    assert "--tile_size is for --service" in refused(capfd, tmp_path, *images, "--tile_size", 256)
     assert "--bands 2,4: " in (text := refused(capfd, tmp_path, *images, "--bands", "2,4"))
     assert text.endswith("a.tif has 3 bands")
     for flags, sentence in ((["--bands", "0"], "0: bands are counted from 1"),

@@ -18,6 +18,19 @@ SCALE = Scale(*mercator(11, 48.1), 2.6)
 DAY = re.compile(rb",\d{4}-\d\d-\d\d,")
 
 
+# Lines that make each image take its time, and say that it is there.
+SLOWLY = """
+import time
+from imagery.record import Record
+before = Record.add
+def slow(self, *rest):
+    before(self, *rest)
+    print("added", flush=True)
+    time.sleep(0.15)
+Record.add = slow
+"""
+
+
 class Collection:
     """collect.py in a process of its own, and what must come of it."""
 
@@ -138,17 +151,7 @@ def test_tiles_that_were_half_written_are_fetched_again(collection):
 
 
 def test_a_signal_stops_it_and_it_goes_on(collection):
-    slowly = """
-import time
-from imagery.record import Record
-before = Record.add
-def slow(self, *rest):
-    before(self, *rest)
-    print("added", flush=True)
-    time.sleep(0.2)
-Record.add = slow
-"""
-    pid = collection.start(prepare=slowly)
+    pid = collection.start(prepare=SLOWLY)
     wait_for(collection.output, "added")
     assert kill(collection.zygote, pid, signal.SIGINT) == 130
     text = collection.output.read_text()
@@ -178,17 +181,7 @@ def test_a_signal_while_a_fault_is_awaited_stops_it(collection):
 
 
 def test_a_second_process_is_refused(collection):
-    held = """
-import time
-from imagery.record import Record
-before = Record.add
-def slow(self, *rest):
-    before(self, *rest)
-    print("added", flush=True)
-    time.sleep(0.1)
-Record.add = slow
-"""
-    pid = collection.start(prepare=held)
+    pid = collection.start(prepare=SLOWLY)
     try:
         wait_for(collection.output, "added")
         code, text = collection.zygote.run(collection.output.with_suffix(".2"),

@@ -205,6 +205,7 @@ def test_what_cannot_be_had_is_said_in_a_sentence(capsys, places, found, flags, 
     (["--stac", "earth-search", "--collection", "s2", "--dates", "2020-02-30"], "2019-05-01/2019"),
     (["--stac", "earth-search", "--collection", "s2", "--dates", "2020-02-02/2020-01-01"], "be re"),
     (["--stac", "http://me:Key7@127.0.0.1:9/?k=Key7", "--collection", "s2"], "127.0.0.1:9/ s2 can"),
+    (["--service", "usgs", "--asset", "image"], "--asset is for --stac"),
     (["--service", "usgs", "--dates", "2019-05-01"], "--dates is for --stac"),
 ])
 def test_flags_of_a_catalogue(capsys, places, flags, said):
