@@ -127,7 +127,9 @@ class Fixed:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
-        self.label, self.remote = sources[0].label, any(source.remote for source in sources)
+        more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
+        self.label = sources[0].label + more
+        self.remote = any(source.remote for source in sources)
         self.key = " ".join(source.key for source in sources)
 
     def at(self, footprint: Footprint) -> Sequence[Source]:

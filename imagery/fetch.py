@@ -150,7 +150,7 @@ def without_keys(place: str) -> str:
     """What to call an address or description, which may hold a key or a password."""
     if place.lstrip().startswith("<"):
         return "the description in --raster"
-    return re.sub("//[^/@]*@", "//", place.split("?")[0])[-80:]
+    return re.sub("[^/@]*@", "", place.split("?")[0])[-80:]
 
 
 def unread(error: RasterioIOError) -> str:

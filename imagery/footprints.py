@@ -6,7 +6,7 @@ import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from utils import InputError, first_few, progress, sha256_of
 
 WGS84 = CRS.from_epsg(4326)
 LEAST, LARGEST = 1, 1_000_000  # metres of a place
-LONGEST = 200  # bytes of a name: atomic_file needs some more, and 255 are the most
+LONGEST = 200  # bytes of a name; file systems allow 255 of its last part, and some are added
 AXIS, SQUARED = 6378137.0, 0.00669437999014  # of WGS84: larger half axis, eccentricity
 
 
@@ -124,8 +124,12 @@ def reason_against_name(name: str) -> str:
     parts = name.split("/")
     if any(part in ("", "..") or part.startswith(".") for part in parts):
         return "its name leads elsewhere, or is hidden"
-    if not name.isprintable() or len(parts[-1].encode(errors="surrogateescape")) > LONGEST:
-        return f"its name is longer than {LONGEST} bytes, or no text"
+    if parts[0] == "collect.csv":
+        return "its name is that of the table"
+    if not name.isprintable():
+        return "its name has characters that cannot be shown"
+    if len(name.encode()) > LONGEST:
+        return f"its name is longer than {LONGEST} bytes"
     return ""
 
 
@@ -174,6 +178,12 @@ def reject_unfit(footprints: Sequence[Footprint], without: Mapping[str, str], pa
                          f"such as {first_few(list(without))}: expected GeoTIFFs with coordinate "
                          "system and transform; of EuroSAT those of EuroSAT_MS.zip (13 bands) "
                          "have them, the JPEGs have not (https://zenodo.org/records/7711810)")
+    files = {f"{footprint.name}.{kind}" for footprint in footprints for kind in ("tif", "jpg")}
+    within = [footprint.name for footprint in footprints
+              if not files.isdisjoint(map(str, PurePosixPath(footprint.name).parents))]
+    if within:
+        raise InputError(f"{first_few(within)} would lie in a folder that has the name of another "
+                         "image's file: call one of them otherwise")
     large = [footprint.name for footprint in footprints if footprint.metres() > LARGEST]
     if large:
         raise InputError(f"{len(large):,} places are wider than {LARGEST / 1000:,.0f} km: "

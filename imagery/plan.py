@@ -22,7 +22,8 @@ TIFF_SHARE, JPEG_SHARE = 0.75, 0.2  # of the raw size; of images from above, as 
 
 @dataclass
 class Plan:
-    """images: to collect. tiles: different ones that they need; None: only the search will tell.
+    """images: to collect. tiles: different ones that they need, of a file of bands apart one a
+    band; None: only the search will tell.
 
     beyond: images out of reach. resolution: metres of the source's pixels, finest and coarsest.
     wanted: of the images' pixels.
@@ -50,7 +51,7 @@ def plan_of(sources: Fixed | Search, footprints: Sequence[Footprint]) -> Plan:
     """
     if isinstance(sources, Search):
         return Plan(len(footprints), None, 0, None, None)
-    tiles: set[tuple[str, int, int, int]] = set()
+    tiles: dict[tuple[str, int, int, int], int] = {}  # -> requests
     beyond, resolutions, wanted = 0, [], []
     for footprint in progress(footprints, "plan"):
         try:
@@ -60,14 +61,14 @@ def plan_of(sources: Fixed | Search, footprints: Sequence[Footprint]) -> Plan:
             continue
         if source.remote:
             width = source.level(view.factor).width
-            tiles.update((source.key, view.factor, column % width, row)
-                         for column, row, _, _ in blocks_of(source, view))
+            for column, row, _, _ in blocks_of(source, view):
+                tiles[source.key, view.factor, column % width, row] = source.requests
         pixel = footprint.metres() / footprint.width
         wanted.append(pixel)
         resolutions.append(pixel / view.scale)
     if not wanted:
         return Plan(0, 0, beyond, None, None)
-    return Plan(len(wanted), len(tiles), beyond, (min(resolutions), max(resolutions)),
+    return Plan(len(wanted), sum(tiles.values()), beyond, (min(resolutions), max(resolutions)),
                 sorted(wanted)[len(wanted) // 2])
 
 

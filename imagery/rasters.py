@@ -71,7 +71,7 @@ class Raster:
         small = min(first.block_shapes[0]) < STRIP
         self.at_once = 256 if self._service or small else 1
         bandwise = first.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "BAND"
-        self._requests = self.bands if bandwise and not self._service else 1
+        self.requests = self.bands if bandwise and not self._service else 1
         self.factors = [1, *first.overviews(self.indexes[0])]
         self._levels: dict[int, DatasetReader] = {1: first}
 
@@ -125,7 +125,7 @@ class Raster:
             return values, masks.any(axis=0) if whole else masks.all(axis=0)
 
         if self.remote:
-            values, valid = patiently(once, self.pacer, self.label, self._requests)
+            values, valid = patiently(once, self.pacer, self.label, self.requests)
             if self._service and valid.any() and is_flat(values[:, valid]):
                 valid = np.zeros_like(valid)
         else:

@@ -177,8 +177,8 @@ class Record:
         for status in (NOTHING, BEYOND, NO_PLACE, FAILED):
             some = [entry for entry in found if entry.status == status]
             if some:
-                shown = [f"{entry.name} ({entry.note})" if entry.note else entry.name
-                         for entry in some]
+                shown = [(entry.name if entry.name.isprintable() else ascii(entry.name))
+                         + (f" ({entry.note})" if entry.note else "") for entry in some]
                 lines.append(f"  {len(some):,} left out, {status}: {first_few(shown)}")
         return lines
 

@@ -89,7 +89,7 @@ class Tiles:
     """Square images of Web Mercator, 2^zoom x 2^zoom of them around the earth: a views.Source."""
 
     remote, world, bands, dtype, date = True, True, 3, "uint8", ""
-    at_once = 1  # pixels: a tile is what one asks for
+    at_once = requests = 1  # a tile is what one asks for
 
     def __init__(self, service: Service, zoom: int | None, tile_size: int, cache: Path | None,
                  pacer: Pacer) -> None:

@@ -27,8 +27,8 @@ class Source(Protocol):
     label: what messages and collect.csv call it, without any key. key: changes with what it is.
     bands, dtype: of its pixels. date: when they were taken, or "". factors: by how much its levels
     are coarser than the finest, from 1. remote: whether it is read block by block, at a rate.
-    at_once: pixels of a side, up to which small blocks are read together. world: whether columns
-    go around the earth, in Web Mercator.
+    at_once: pixels of a side, up to which small blocks are read together. requests: that one such
+    block takes. world: whether columns go around the earth, in Web Mercator.
     """
 
     label: str
@@ -39,6 +39,7 @@ class Source(Protocol):
     factors: list[int]
     remote: bool
     at_once: int
+    requests: int
     world: bool
 
     def level(self, factor: int) -> DatasetReader:

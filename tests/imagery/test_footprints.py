@@ -189,11 +189,12 @@ def test_tables_as_programs_write_them(tmp_path, text):
     ("name,west,south,east,north\na,-180,2,180,3\n", None, ("holds no place",)),
     ("name,west,south,east,north\na,3,2,1,3\n", None, ("holds no place",)),
     ("name,lat,lon\na,50,1,15,1\n", 640, ("line 2 has 5 values for 3 columns: put those with",)),
+    ("name,lat,lon\ncollect.csv/a,1,1\n", 640, ("cannot name an image",)),
     ("name,lat,lon\na,5_0,1\n", 640, ("line 2: the latitude is '5_0'",)),
     ("name,west,south,east,north\na,1,2,1.000001,3\n", None, ("holds no place",)),
     ("name,lat,lon\n" + "a" * 201 + ",1,1\n", 640, ("cannot name an image",)),
     (f'name,lat,lon\n"a{"b" * 200_000}', 640, ("line 2 cannot be read (field larger than",))],
-    ids=range(28))
+    ids=range(29))
 def test_tables_that_cannot_be_used(tmp_path, text, metres, parts):
     complaint(lambda: table(tmp_path, text, metres), *parts)
 
@@ -225,3 +226,8 @@ def test_names_in_a_zip_cannot_lead_out_of_the_folder(tmp_path):
     found, without = footprints_of_images(tmp_path / "a.zip", 32)
     assert names_of(found) == ["b"]
     assert sorted(reason[:8] for reason in without.values()) == ["its name"] * 2
+
+
+def test_a_folder_cannot_have_the_name_of_a_file(tmp_path):
+    found = table(tmp_path, "name,lat,lon\na,1,1\na.tif/b,1,1\n")
+    complaint(lambda: reject_unfit(found, {}, tmp_path), "a.tif/b would lie in a folder that has")

@@ -81,6 +81,17 @@ def test_of_several_rasters_the_one_that_reaches_a_place_counts(tmp_path):
     assert plan.tiles >= 1 and plan.resolution == pytest.approx((5, 8), rel=0.01)
 
 
+@pytest.mark.parametrize(("interleave", "requests"), [("pixel", 1), ("band", 3)])
+def test_each_band_of_a_file_of_bands_apart_is_a_request(tmp_path, interleave, requests):
+    place = _square("place", 48.1, 11.5, 320, 32)
+    with gdal():
+        path, _ = scene(tmp_path, place, pixel=5, tiled=True, blockxsize=256, blockysize=256,
+                        interleave=interleave)
+        raster = Raster(str(path), None, Pacer(1))
+        raster.remote = True
+        assert plan_of(Fixed([raster]), [place]).tiles == requests
+
+
 def everything(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
