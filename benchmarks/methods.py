@@ -52,6 +52,7 @@ TRAINED = {
     "mrhash-single": _mrhash("single pseudo labels", second=["--pseudo_labels", "single"]),
     "mrhash-frozen": _mrhash("backbone frozen", second=["--multi_lr", 0]),
     "best": Method("MrHash, `--preset best`", BEST, BEST),
+    "best-tuned": Method("MrHash, `--preset best`, fine-tuned", BEST, (*BEST, "--max_epoch", 50)),
     "best-none": _best("no second source", ["--source2", "none"], pairs=True),
     "best-unisource": _best("unisource encoder", ["--encoder", "unisource"], pairs=True),
     "best-single": _best("single pseudo labels", second=["--pseudo_labels", "single"]),

@@ -4,6 +4,7 @@
 #   bash scripts/gpu.sh tests resume    some of them
 # In data/ `speed` wants EuroSAT.zip (or say IMAGES=demo), `tables` also EuroSAT_published_split
 # and UCMerced_LandUse.zip. JOBS: cells of a table at once. DEVICE=cpu: `resume` without a card.
+# PYTHON=python3 takes that interpreter as it is, for machines without a network.
 set -euo pipefail
 parts=${*:-tests resume speed tables}
 for part in $parts; do
@@ -81,18 +82,9 @@ torch.cuda.set_per_process_memory_fraction(min(1.0, 7 * 2**30 / card.total_memor
 
 tables() {
   local table=(-m benchmarks.compare --backbone efficientnet_lite0 --seeds 3 --jobs "${JOBS:-4}"
-    --methods float itq mrhash best --output_dir runs/gpu/compare)
+    --methods float itq mrhash best best-tuned --output_dir runs/gpu/compare)
   "$python" "${table[@]}" --data_name UCMerced
   "$python" "${table[@]}" --data_name EuroSAT --split_dir data/EuroSAT_published_split
-  local data seed
-  for data in ucmerced eurosat; do
-    for seed in 13 14 15; do # the preset, fine-tuned behind its head
-      "$python" train.py --preset best --hash_bit 64 --max_epoch 50 --seed $seed --resume \
-        --pretrained_dp_path runs/gpu/compare/$data/autoencoder-preset-best-$seed/autoencoder.pth \
-        --output_dir runs/gpu/tuned/$data-$seed
-      "$python" test.py --pretrain_path runs/gpu/tuned/$data-$seed/mrhash.pth
-    done
-  done
 }
 
 mkdir -p runs/gpu

@@ -1,8 +1,13 @@
 # Sourced by the other scripts: makes .venv when it is missing or its requirements changed.
 #   setup requirements.txt          sets $python
+# PYTHON=... takes an interpreter that has them already, for machines without a network.
 setup() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
   local base wanted mark
+  if [ -n "${PYTHON:-}" ]; then
+    python=$PYTHON
+    return
+  fi
   base=$(command -v python3) || { echo "error: python3 was not found; install Python 3.10 or newer" >&2; exit 2; }
   if ! "$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
     echo "error: $("$base" --version) is too old; install Python 3.10 or newer" >&2

@@ -30,7 +30,7 @@ def test_every_method_is_a_setting_that_the_scripts_know_and_differs_from_its_ba
 
 def test_a_group_is_a_method_and_all_that_change_it():
     assert GROUPS["effects"][0] == "mrhash" and GROUPS["parts"][0] == "best"
-    assert set(GROUPS["effects"]) | set(GROUPS["parts"]) == set(TRAINED)
+    assert {*GROUPS["effects"], *GROUPS["parts"], "best-tuned"} == set(TRAINED)
     assert not set(GROUPS["effects"]) & set(GROUPS["parts"]) and not set(GROUPS) & set(TITLES)
     assert set(USUAL) <= set(TITLES)
 
