@@ -21,6 +21,8 @@ class Method:
         second: flags of train.py.
         base: the method of which one setting is changed here; None where this is no ablation.
         pairs: whether it makes sense with a second source only.
+        sized: whether the table says how the hash network is fine-tuned: --image_size, --max_epoch
+            and --batch_size. The head of `--preset best` alone is not.
     """
 
     title: str
@@ -28,11 +30,7 @@ class Method:
     second: Sequence[object] = ()
     base: str | None = None
     pairs: bool = False
-
-    @property
-    def sized(self) -> bool:
-        """Whether the table says how large the run is; `--preset best` brings its own size."""
-        return tuple(self.second[:2]) != BEST
+    sized: bool = True
 
 
 def _mrhash(title: str, first: Sequence[object] = (), second: Sequence[object] = (),
@@ -42,7 +40,7 @@ def _mrhash(title: str, first: Sequence[object] = (), second: Sequence[object] =
 
 def _best(title: str, first: Sequence[object] = (), second: Sequence[object] = (),
           pairs: bool = False) -> Method:
-    return Method(f"best, {title}", (*BEST, *first), (*BEST, *second), "best", pairs)
+    return Method(f"best, {title}", (*BEST, *first), (*BEST, *second), "best", pairs, sized=False)
 
 
 TRAINED = {
@@ -51,8 +49,9 @@ TRAINED = {
     "mrhash-unisource": _mrhash("unisource encoder", ["--encoder", "unisource"], pairs=True),
     "mrhash-single": _mrhash("single pseudo labels", second=["--pseudo_labels", "single"]),
     "mrhash-frozen": _mrhash("backbone frozen", second=["--multi_lr", 0]),
-    "best": Method("MrHash, `--preset best`", BEST, BEST),
-    "best-tuned": Method("MrHash, `--preset best`, fine-tuned", BEST, (*BEST, "--max_epoch", 50)),
+    "best": Method("MrHash, `--preset best`", BEST, BEST, sized=False),
+    # No part of it, since parts are quick: it costs a fine-tuning.
+    "best-tuned": Method("MrHash, `--preset best`, fine-tuned", BEST, BEST),
     "best-none": _best("no second source", ["--source2", "none"], pairs=True),
     "best-unisource": _best("unisource encoder", ["--encoder", "unisource"], pairs=True),
     "best-single": _best("single pseudo labels", second=["--pseudo_labels", "single"]),

@@ -1,11 +1,15 @@
 # Sourced by the other scripts: makes .venv when it is missing or its requirements changed.
 #   setup requirements.txt          sets $python
-# PYTHON=... takes an interpreter that has them already, for machines without a network.
+# MRHASH_PYTHON=... takes an interpreter that has them already, where there is no network.
 setup() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
   local base wanted mark
-  if [ -n "${PYTHON:-}" ]; then
-    python=$PYTHON
+  if [ -n "${MRHASH_PYTHON:-}" ]; then
+    python=$MRHASH_PYTHON
+    if ! "$python" -c 'import torch, torchvision, timm' 2>/dev/null; then
+      echo "error: MRHASH_PYTHON=$python has no torch, torchvision and timm: leave it out to have .venv made" >&2
+      exit 2
+    fi
     return
   fi
   base=$(command -v python3) || { echo "error: python3 was not found; install Python 3.10 or newer" >&2; exit 2; }

@@ -42,6 +42,15 @@ def test_the_published_numbers_make_the_published_table(differences, lines):
         assert line in found
 
 
+def test_the_numbers_of_a_gpu_make_the_published_table():
+    """What README.md and docs/results.md say of the hash networks at full size, of 3 seeds."""
+    found = map_table(of_document("compare_ucmerced_gpu.csv"), [64], 3, False)
+    for line in ("| ITQ |  | 0.703 (0.024) |", "| MrHash | 0.700 (0.015) | 0.629 (0.038) |",
+                 "| MrHash, `--preset best` | 0.819 (0.015) | 0.803 (0.017) |",
+                 "| MrHash, `--preset best`, fine-tuned | 0.819 (0.015) | 0.832 (0.024) |"):
+        assert line in found
+
+
 def test_a_cell_with_warnings_is_marked_and_they_are_listed():
     bad, dark = "19 of 64 bits are the same for all images", "3 images are black"
     records = {("itq", 64, 13): {"map": 0.5, "warnings": []}, ("itq", 32, 13): {"map": 0.25},

@@ -33,7 +33,8 @@ def test_a_csv_has_every_column_and_six_digits(tmp_path):
     assert (tmp_path / "t.csv").read_text() == 'a,b,c\n1,0.123457,\n,,"x, y"\n'
 
 
-@pytest.mark.parametrize("name", ["compare_ucmerced.csv", "compare_eurosat.csv"])
+@pytest.mark.parametrize("name", ["compare_ucmerced.csv", "compare_eurosat.csv",
+                                  "compare_ucmerced_gpu.csv"])
 def test_the_tables_of_the_documents_are_as_they_would_be_written_now(tmp_path, name):
     with open(ROOT / "docs" / name, newline="") as file:
         records = list(csv.DictReader(file))
