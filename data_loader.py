@@ -90,7 +90,7 @@ def load_dataset(config: DataConfig) -> PairedDataset:
         **{part: np.searchsorted(used, rows) for part, rows in parts.items()},
         source_names=scenes.source_names, note=scenes.note,
         listed=split_dir is not None and config.split != "folders", remarks=remarks,
-        resolved=scenes.resolved)
+        resolved=scenes.resolved, run_name=(scenes.run_name or name).lower())
 
 
 def config_of(args: argparse.Namespace, seed: int = 13) -> DataConfig:

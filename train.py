@@ -148,7 +148,7 @@ def pseudo_labels(run: Run, model: MrHash, features: Sequence[Tensor], kind: str
 def open_run(args: argparse.Namespace, dataset: PairedDataset, data: DataConfig, R: int | None,
              pretrained: str) -> Run:
     """The run in --output_dir. `pretrained`: which autoencoder it begins with."""
-    folder = args.output_dir or f"runs/mrhash_{dataset.name.lower()}_{args.hash_bit}bit"
+    folder = args.output_dir or f"runs/mrhash_{dataset.run_name}_{args.hash_bit}bit"
     settings = {**vars(args), "R": R, "fingerprint": dataset.fingerprint, "pretrained": pretrained}
     return Run(resolve_path(folder), "mrhash.pth", settings, args.resume, args.overwrite,
                moved_places(data))
@@ -188,7 +188,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add_method_flags(parser.add_argument_group("method"))
     add_schedule_flags(parser.add_argument_group("training"))
     cli.add_run_flags(parser, batch_size=128)
-    cli.add_training_flags(parser, "runs/mrhash_<data_name>_<hash_bit>bit")
+    cli.add_training_flags(parser, "runs/mrhash_<data>_<hash_bit>bit")
     args = cli.parse_with_preset(parser, arguments)
     if args.preset != "best":  # which takes network and size of stage 1
         args.image_size = preprocessing_of(args.model_type, args.image_size).image_size

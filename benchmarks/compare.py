@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first = datasets[args.first_seed]
     methods = possible_methods(args, first)
     print(*first.remarks, first.describe(), sep="\n")
-    folder = resolve_path(args.output_dir) / first.name.lower()
+    folder = resolve_path(args.output_dir) / first.run_name
     claim(folder)
     cells = plan(args, folder, datasets, methods)
     check_needs(args, cells, first)

@@ -118,6 +118,7 @@ class Scenes:
     source_names: tuple[str, str]  # the second one is "none" where there is no second source
     note: str = ""  # what a reader of a number must know: simulated sensors, generated images
     name: str | None = None  # of the data set, where it is not that of the table
+    run_name: str | None = None  # what folders of runs are called after, where it is not the name
     split_dir: Path | None = None  # list files that came with the images
     parts: np.ndarray | None = None  # str (N,), the split that folders tell: train, val or test
     remarks: list[str] = field(default_factory=list)  # on what was made of odd folders, to print
@@ -149,6 +150,7 @@ class PairedDataset:
     listed: bool = False  # the split comes from list files, whose order its parts keep
     remarks: list[str] = field(default_factory=list)  # as in Scenes, and so is resolved
     resolved: dict[str, str] = field(default_factory=dict)
+    run_name: str = ""  # what folders of runs are called after
 
     @property
     def sources(self) -> list[ImageSource]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from datasets.names import (
     without_shared_folder,
 )
 from datasets.pairing import partners
-from utils import warn_once
+from utils import resolve_path, warn_once
 
 # Flags of DataConfig that both take, beside those that all data sets have.
 FLAGS = {"bands1", "range1", "include", "exclude", "class_depth"}
@@ -41,6 +42,12 @@ class View:
     files: dict[str, str] | dict[str, tuple[str, ...]]
     paths: dict[str, str]
     alone: bool = False
+
+
+def folder_name(path: str) -> str:
+    """What a folder or zip is called, without ending, `..` or a last `/`."""
+    root = Path(os.path.abspath(resolve_path(path)))
+    return root.name if root.is_dir() else root.stem
 
 
 def scenes_of_folders(config: DataConfig, roots: Sequence[Path], source_names: tuple[str, str]

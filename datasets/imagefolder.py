@@ -22,6 +22,6 @@ def scenes(config: DataConfig) -> Scenes:
     if config.source2 not in (None, "none"):
         raise InputError(f"--source2 {config.source2}: folder has one source; use --data_name "
                          "pairs for two")
-    root = Path(os.path.abspath(resolve_path(config.source1)))  # without `..` and a last `/`
+    root = Path(os.path.abspath(resolve_path(config.source1)))
     found = folders.scenes_of_folders(config, [root], ("images", "none"))
-    return replace(found, name=root.name if root.is_dir() else root.stem)
+    return replace(found, name=folders.folder_name(config.source1))

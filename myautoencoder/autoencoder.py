@@ -169,7 +169,7 @@ def choose_encoder(args: argparse.Namespace, dataset: PairedDataset) -> str:
 def open_run(args: argparse.Namespace, dataset: PairedDataset, data: DataConfig, encoder: str,
              R: int | None) -> Run:
     """The run in --output_dir."""
-    folder = args.output_dir or f"runs/autoencoder_{dataset.name.lower()}"
+    folder = args.output_dir or f"runs/autoencoder_{dataset.run_name}"
     settings = {**vars(args), "encoder": encoder, "R": R, "fingerprint": dataset.fingerprint}
     return Run(resolve_path(folder), "autoencoder.pth", settings, args.resume, args.overwrite,
                moved_places(data))
@@ -230,7 +230,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
              "test.py leave out the same")
     add_method_flags(parser.add_argument_group("method"))
     cli.add_run_flags(parser, batch_size=512)
-    cli.add_training_flags(parser, "runs/autoencoder_<data_name>")
+    cli.add_training_flags(parser, "runs/autoencoder_<data>")
     args = cli.parse_with_preset(parser, arguments)
     args.image_size = preprocessing_of(args.feature_backbone, args.image_size).image_size
     return args

@@ -120,15 +120,15 @@ def test_a_table_goes_on_without_bad_scenes_too(some_bad, tmp_path, capsys):
     out, error = done(capsys, COMPARE, *flags, "--skip_bad")
     assert "3 of 41 scenes are left out" in error and "1 of 42 scenes" in out
     assert "left out, without the second source they would see other scenes: mrhash-none" in out
-    table = json.loads((folder / "table" / "pairs" / "compare.json").read_text())
+    table = json.loads((folder / "table" / "coarse_fine" / "compare.json").read_text())
     assert {cell["method"] for cell in table["cells"]} == {"float", "lsh"}
 
 
 def test_two_tables_are_not_made_in_one_folder(trained, tmp_path, capsys):
     flags = ["--data_name", "pairs", "--source1", trained[0] / "coarse", "--methods", "float",
              "--seeds", 1, "--weights", "none", "--output_dir", tmp_path / "table"]
-    (tmp_path / "table" / "pairs").mkdir(parents=True)
-    with lock(tmp_path / "table" / "pairs" / ".lock", "taken"):
+    (tmp_path / "table" / "coarse").mkdir(parents=True)
+    with lock(tmp_path / "table" / "coarse" / ".lock", "taken"):
         assert "another table is made in" in refused(capsys, COMPARE, *flags)
 
 

@@ -29,6 +29,25 @@ def test_pairs_match_by_name_whatever_the_extension(tmp_path):
     assert pairs(tmp_path).source2 is None and pairs(tmp_path, source2="none").source2 is None
 
 
+def test_runs_are_called_after_the_folders_and_cached_files_are_not(tmp_path):
+    tree(tmp_path / "Sentinel 2", scenes(".png", kind="PNG"))
+    tree(tmp_path / "VHR.v1.zip", scenes(".png", kind="PNG"))
+    long = tmp_path / ("ü" * 100)
+    long.symlink_to(tmp_path / "Sentinel 2")
+    one, two = str(tmp_path / "Sentinel 2") + "/", str(tmp_path / "VHR.v1.zip")
+
+    def named(source1, source2):
+        return load(tmp_path, data_name="pairs", source1=source1, source2=source2)
+
+    both, alone = named(one, two), named(one, "none")
+    assert both.run_name == "sentinel 2_vhr.v1" and alone.run_name == "sentinel 2"
+    assert named(two, one).run_name == "vhr.v1_sentinel 2"
+    assert both.file_label(0) == alone.file_label(0) == "pairs-Sentinel-2"
+    assert both.fingerprint == alone.fingerprint
+    assert len(f"mrhash_{named(str(long), str(long)).run_name}_1024bit".encode()) <= 255
+    assert named(f"{one}{CLASSES[0]}/..", two).run_name == "sentinel 2_vhr.v1"
+
+
 def test_flat_pairs_have_no_labels_and_still_a_split(tmp_path):
     tree(tmp_path / "one", hollow(f"scene {number}.v2" for number in range(50)))
     dataset = pairs(tmp_path)
