@@ -23,7 +23,7 @@ import numpy as np
 import hamming
 from data_loader import MODULES, ImageLoader, inherit_dataset
 from datasets.base import PairedDataset
-from engine import cli
+from engine import cli, network_flags
 from engine.checkpoint import load_checkpoint
 from engine.cli import ArgumentParser, Compute, number
 from engine.data_flags import add_data_flags
@@ -32,7 +32,12 @@ from engine.files import atomic_file, write_json, writing
 from engine.monitor import choose_R
 from engine.outputs import check_outputs
 from hamming.pictures import neighbour_picture, some_neighbours
-from myautoencoder.features import FeatureExtractor, apply_network, hash_features
+from myautoencoder.features import (
+    FeatureExtractor,
+    apply_network,
+    hash_features,
+    mean_of_views,
+)
 from network import rebuild_hash_network
 from utils import InputError, collapse_warning, rank, resolve_path, warn, warn_of_boxes
 
@@ -67,6 +72,8 @@ def main() -> None:
     results = hamming.summarise(histograms, R, args.ties, stable)
     if both:
         results["map_stable"] = float(stable["ap"].mean())
+    if args.views > 1:
+        results["views"] = args.views
     results["seconds"] = round(time.time() - started, 3)
 
     # ------------------------------------------------------------ save
@@ -110,7 +117,8 @@ def hash_dataset(args: argparse.Namespace, compute: Compute
         raise InputError("--figures needs labels, and these images have none: leave it out")
     label = dataset.file_label(0)
     # A backbone that stayed frozen in training has seen the images already.
-    known = FeatureExtractor(hash_network.backbone, compute).cached(dataset.source1, label)
+    extractor = FeatureExtractor(hash_network.backbone, compute, network.get("views", 1))
+    known = extractor.cached(dataset.source1, label, args.views)
     if known is not None:
         print("the frozen backbone's features are in the cache: hashing those")
         hash_network.to(compute.device)
@@ -125,9 +133,10 @@ def hash_dataset(args: argparse.Namespace, compute: Compute
         if known is not None:
             outputs = hash_features(hash_network, known, rows, compute)
         else:
-            outputs = apply_network(hash_network, loader, rows, compute, f"{part} codes")
-        content[f"{part}_codes"] = np.concatenate([hamming.pack_codes(values, threshold)
-                                                   for values in outputs])
+            outputs = apply_network(hash_network, loader, rows, compute, f"{part} codes",
+                                    args.views)
+        means = (mean_of_views(values, args.views) for values in outputs)
+        content[f"{part}_codes"] = np.concatenate([hamming.pack_codes(x, threshold) for x in means])
         content[f"{part}_paths"] = np.array([dataset.names[row] for row in rows])
         if dataset.labels is not None:
             content[f"{part}_labels"] = dataset.labels[rows]
@@ -173,9 +182,10 @@ def rank_stably(content: dict[str, Any], R: int) -> dict[str, np.ndarray]:
 def summary(results: dict[str, Any]) -> str:
     """results.json in a line."""
     stable = f"; stable {results['map_stable']:.4f}" if "map_stable" in results else ""
+    views = f" of {results['views']} views" if "views" in results else ""
     return (f"mAP@{results['R']} {results['map']:.4f} (ties: {results['ties']}{stable}; any order "
             f"gives {results['map_min']:.4f} to {results['map_max']:.4f}; chance "
-            f"{results['map_chance']:.4f}), {results['hash_bit']} bits, "
+            f"{results['map_chance']:.4f}), {results['hash_bit']} bits{views}, "
             f"{results['num_query']:,} queries, {results['num_database']:,} in the database")
 
 
@@ -253,6 +263,7 @@ def add_method_flags(group: argparse._ArgumentGroup) -> None:
                             "except a folder of packed codes without hash_bit.npy")
     group.add_argument("--R", type=number(int, 1),
                        help="mAP@R (default: the smallest class in the database, 1900 for EuroSAT)")
+    network_flags.add_views_flag(group, "whose outputs are averaged before their sign is taken", 1)
     group.add_argument("--T", type=number(float, -1e30, 1e30),
                        help="a bit is 1 where the output is >= T (default: as trained, 0). With "
                             "--codes, for codes of one value a bit")

@@ -176,7 +176,8 @@ def checkpoint_of(args: argparse.Namespace, dataset: PairedDataset, data: DataCo
     """mrhash.pth but for epoch and weights: what is needed to hash without any flag."""
     network = {"model_type": args.model_type, "hash_bit": args.hash_bit,
                "head_width": args.head_width, "image_size": args.image_size,
-               "normalise": args.normalise, "n_clusters": args.n_clusters, "threshold": args.T,
+               "normalise": args.normalise, "views": args.views,
+               "n_clusters": args.n_clusters, "threshold": args.T,
                "autoencoder": autoencoder.settings()}
     return {"format": "mrhash-1", "select": args.select, "network": network,
             "data": data.as_dict(), "fingerprint": dataset.fingerprint}
@@ -219,6 +220,7 @@ def add_method_flags(group: argparse._ArgumentGroup) -> None:
                        help="side of the crop (default: the network's own, 224 for most); 64 to "
                             "128 is much faster on a CPU and costs accuracy")
     network_flags.add_normalise_flag(group)
+    network_flags.add_views_flag(group, "of which each epoch draws one", None)
     group.add_argument("--batch_norm", choices=("auto", "frozen", "adapt"), default="auto",
                        help="running statistics of batch normalisation: frozen suits pretrained "
                             "weights, adapt suits none; auto chooses by --weights")
@@ -267,7 +269,7 @@ def add_schedule_flags(group: argparse._ArgumentGroup) -> None:
                             "clusters")
     group.add_argument("--head_epochs", type=number(int, 0), default=0,
                        help="epochs before those of --max_epoch, with a frozen backbone that sees "
-                            "each image once, so that they take seconds; the rate falls to 0 along "
+                            "each view once, so that they take seconds; the rate falls to 0 along "
                             "a cosine")
     group.add_argument("--max_epoch", type=number_or("none", int, 0), default=50,
                        help="the last epoch of the whole network, counted from 0 as published: 50 "

@@ -28,6 +28,29 @@ def scaled_size(height: int, width: int, views: Preprocessing) -> tuple[int, int
     return int(side * height / width), side
 
 
+def turned(images: Tensor, view: int) -> Tensor:
+    """One of the eight turns and flips of square images (B, 3, S, S): satellites know no "up".
+
+    `view` 0 is the image as it is. Of the first 2 the other is upside down; the first 4 are the
+    quarter turns, the last 4 those of the mirror image.
+    """
+    if view & 4:
+        images = images.flip(3)
+    return images.rot90(2 * (view & 1) + bool(view & 2), (2, 3))
+
+
+def turned_each(images: Tensor, views: Tensor) -> Tensor:
+    """Each of the images (B, 3, S, S) in its own view, int64 (B,), as `turned` numbers them.
+
+    `views` in main memory, so that no device is waited for.
+    """
+    found = torch.empty_like(images)
+    for view in views.unique().tolist():
+        rows = to_device((views == view).nonzero()[:, 0], images.device)
+        found[rows] = turned(images[rows], view)
+    return found
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor` on `device`, without waiting for what the device has still to do."""
     if device.type == "cuda" and tensor.device.type == "cpu":

@@ -44,7 +44,8 @@ KINDS = {
 OPTIONAL = {"images": {str: Tensor}}
 # Ranges of whole numbers, wherever they stand.
 LIMITS = {"hash_bit": (1, 1024), "image_size": (1, LARGEST_SIDE), "latent_dim": (1, 65_536),
-          "head_width": (0, 65_536), "neighbours": (0, 65_536), "split_seed": (0, 2**63)}
+          "head_width": (0, 65_536), "neighbours": (0, 65_536), "views": (1, 8),
+          "averaging_rounds": (1, 100), "split_seed": (0, 2**63)}
 
 
 # ---------------------------------------------------------------- writing

@@ -154,12 +154,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "published": {
         "autoencoder.py": {
             "feature_backbone": "resnet50", "feature_weights": "imagenet", "image_size": 224,
-            "feature_norm": "none", "neighbours": 0, "encoder": "unisource", "init": "torch",
-            "latent_dim": 64, "lambda1": 0.1, "lr": 0.001, "batch_size": 512, "epoch": 200,
-            "select": "test_map", "data_hash": 0, "seed": 13},
+            "views": 1, "feature_norm": "none", "neighbours": 0, "averaging": "nearest",
+            "averaging_rounds": 1, "encoder": "unisource", "init": "torch", "latent_dim": 64,
+            "lambda1": 0.1, "lr": 0.001, "batch_size": 512, "epoch": 200, "select": "test_map",
+            "data_hash": 0, "seed": 13},
         "train.py": {
             "model_type": "alexnet", "weights": "imagenet", "image_size": 224,
-            "batch_norm": "adapt", "hash_bit": 32, "n_clusters": 16, "alpha": 1.0,
+            "batch_norm": "adapt", "views": 1, "hash_bit": 32, "n_clusters": 16, "alpha": 1.0,
             "label_spread": 0.0, "pseudo_labels": "multi", "targets": "epoch",
             "autoencoder": "trained", "centres": "trained", "kl": "mean", "lambda0": 5.0,
             "head_width": 0, "head_epochs": 0, "lr": 0.001, "multi_lr": 0.01, "batch_size": 128,
@@ -168,7 +169,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     # Ours, not the paper's: docs/best.md says why each of them is there and what it is worth.
     "best": {
-        "autoencoder.py": {"feature_norm": "unit", "neighbours": 10},
+        "autoencoder.py": {"views": 8, "feature_norm": "unit", "neighbours": None,
+                          "averaging": "mutual", "averaging_rounds": 2},
         "train.py": {
             "model_type": None, "weights": None,  # and image_size: those of stage 1
             "n_clusters": 32, "alpha": None, "label_spread": 0.2, "targets": "once",

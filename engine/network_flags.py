@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from engine.checkpoint import LIMITS
+from engine.cli import number, number_or
+
 NETWORKS = ("a torchvision classification model, timm/<name>, or efficientnet_lite0, whose "
             "ImageNet weights pip has installed (docs/backbones.md)")
 
@@ -29,16 +32,44 @@ def add_normalise_flag(group: argparse._ArgumentGroup) -> None:
                             "means of red, green, blue, then deviations")
 
 
+def add_views_flag(group: argparse._ArgumentGroup, what: str, default: int | None) -> None:
+    """--views: how many turns and flips of each image take part."""
+    text = (f"turns and flips of each image {what}, since satellites know no up: 2 is the image "
+            "and it upside down, 4 its quarter turns, 8 those of its mirror image, too; each costs "
+            "a pass of the backbone over all images")
+    if default is None:
+        text += " (default: as in stage 1)"
+    group.add_argument("--views", type=int, choices=(1, 2, 4, 8), default=default, help=text)
+
+
 def add_feature_file_flags(group: argparse._ArgumentGroup, inherited: bool) -> None:
     """--features1 and --features2. `inherited`: unset ones come from the checkpoint."""
-    for number in (1, 2):
+    for source in (1, 2):
         if inherited:
-            text = (f"only when the file of features of source {number} lies elsewhere now: the "
+            text = (f"only when the file of features of source {source} lies elsewhere now: the "
                     "same file, new place")
         else:
-            text = (f"take the features of source {number} from this pickle or .npz of data (N, d) "
+            text = (f"take the features of source {source} from this pickle or .npz of data (N, d) "
                     "and labels (N,), rows as in train.txt, then test.txt of --split_dir, instead "
                     "of extracting them")
-            if number == 2:
+            if source == 2:
                 text += "; the images of source 2 need not be there"
-        group.add_argument(f"--features{number}", metavar="FILE", help=text)
+        group.add_argument(f"--features{source}", metavar="FILE", help=text)
+
+
+def add_preparation_flags(group: argparse._ArgumentGroup) -> None:
+    """What is done to features before the autoencoder sees them (myautoencoder/neighbours.py)."""
+    group.add_argument("--feature_norm", choices=("none", "unit"), default="none",
+                       help="unit: features are centred and brought to one length, so that what "
+                            "counts is their direction, as for the cosine; none as published")
+    group.add_argument("--neighbours", default=0,
+                       type=number_or("auto", int, 0, LIMITS["neighbours"][1]),
+                       help="average the features of each image with those of so many nearest "
+                            "images, nearest in both sources together: less noise, wider classes; "
+                            "auto is a third of the root of the number of training images and at "
+                            "most 100, 0 as published")
+    group.add_argument("--averaging", choices=("nearest", "mutual"), default="nearest",
+                       help="mutual: only over those neighbours that have the image among theirs")
+    group.add_argument("--averaging_rounds", default=1,
+                       type=number(int, *LIMITS["averaging_rounds"]),
+                       help="how often; each round finds neighbours among the averages")

@@ -13,10 +13,14 @@ def check_outputs(args: argparse.Namespace) -> Path:
     """See that all that is asked for can be written, before the work; returns the output folder.
 
     Raises:
-        InputError: a file where a folder belongs, the reverse, or a place that cannot be written.
+        InputError: a file where a folder belongs, the reverse, a place that cannot be written, or
+            a flag that --codes has no use for.
     """
     if args.codes is not None and args.picture:
         raise InputError("--picture needs the images: use it with --pretrain_path")
+    if args.codes is not None and args.views > 1:
+        raise InputError("--views is about images that are hashed, and --codes has been: leave it "
+                         "out")
     if args.figures:
         try:
             import matplotlib  # noqa: F401 - said now, not after the work

@@ -37,9 +37,10 @@ from engine.epoch import ShuffledEpoch
 from engine.loop import Run
 from engine.monitor import is_due, monitored_R
 from loss import reconstruction_loss
-from myautoencoder.features import dataset_features, prepare_features
+from myautoencoder.features import dataset_features
 from myautoencoder.images import load_usable
 from myautoencoder.latents import latent_line, latent_map
+from myautoencoder.neighbours import automatic_neighbours, prepare_features
 from network import MultisourceAutoencoder
 from utils import (
     LARGEST_SIDE,
@@ -178,14 +179,23 @@ def open_run(args: argparse.Namespace, dataset: PairedDataset, data: DataConfig,
 def feature_settings(args: argparse.Namespace, dataset: PairedDataset) -> dict[str, Any]:
     """What says how features are made; the checkpoint keeps it, and train.py makes the same."""
     files = [args.features1, args.features2]
+    neighbours = args.neighbours
+    if neighbours is None:  # auto
+        neighbours = automatic_neighbours(len(dataset.train))
     settings = {"feature_backbone": args.feature_backbone, "feature_weights": args.feature_weights,
                 "image_size": args.image_size, "normalise": args.normalise, "amp": args.amp,
-                "files": files, "feature_norm": args.feature_norm, "neighbours": args.neighbours}
+                "views": args.views, "files": files, "feature_norm": args.feature_norm,
+                "neighbours": neighbours, "averaging": args.averaging,
+                "averaging_rounds": args.averaging_rounds}
+    averaging = (args.averaging, args.averaging_rounds) != ("nearest", 1)
+    if averaging and not neighbours and args.preset != "best":
+        raise InputError("--averaging and --averaging_rounds are about --neighbours, and there are "
+                         "none: leave them out, or say how many")
     if all(files[:count_sources(args, dataset)]):  # no backbone takes part
-        if args.normalise is not None:
-            raise InputError("--normalise is for images, and all features come from files: leave "
-                             "one out")
-        settings |= {"feature_backbone": None, "feature_weights": None}
+        if args.normalise is not None or (args.views > 1 and args.preset != "best"):
+            raise InputError("--normalise and --views are for images, and all features come from "
+                             "files: leave one out")
+        settings |= {"feature_backbone": None, "feature_weights": None, "views": 1}
     return settings
 
 
@@ -248,13 +258,8 @@ def add_method_flags(group: argparse._ArgumentGroup) -> None:
                        help="side of the crop for the features (default: the network's own, 224 "
                             "for most); keep it unless time is short")
     network_flags.add_normalise_flag(group)
-    group.add_argument("--feature_norm", choices=("none", "unit"), default="none",
-                       help="unit: features are centred and brought to one length, so that what "
-                            "counts is their direction, as for the cosine; none as published")
-    group.add_argument("--neighbours", type=number(int, 0, LIMITS["neighbours"][1]), default=0,
-                       help="average the features of each image with those of so many nearest "
-                            "images, nearest in both sources together: less noise, wider classes; "
-                            "10 suits classes of 100 and of 2,600 images, 0 as published")
+    network_flags.add_views_flag(group, "whose features are averaged", 1)
+    network_flags.add_preparation_flags(group)
     group.add_argument("--encoder", choices=("dual", "unisource"),
                        help="dual sees both sources, unisource (as published) the first only "
                             "(default: dual where there is a second source)")

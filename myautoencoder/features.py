@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_loader import ImageLoader
 from datasets.base import PairedDataset
 from datasets.sources import ImageSource
 from datasets.store import UnreadableImages, repeat_warning, unreadable
+from datasets.transforms import turned
 from engine.cache import cached_array, open_cached
 from engine.cli import Compute
 from engine.distributed import from_first, in_turns
@@ -29,7 +29,7 @@ FEATURE_VERSION = 3  # another one makes all cached features useless
 
 
 def apply_network(network: nn.Module, loader: ImageLoader, rows: np.ndarray, compute: Compute,
-                  description: str) -> Iterator[np.ndarray]:
+                  description: str, views: int = 1) -> Iterator[np.ndarray]:
     """The network's output for the test views of some images, in eval mode; ranks share the work.
 
     Args:
@@ -38,24 +38,27 @@ def apply_network(network: nn.Module, loader: ImageLoader, rows: np.ndarray, com
         rows: int64 (N,), which of them.
         compute: batch_size, device, amp.
         description: of the progress bar.
+        views: V, how many turns and flips of each image.
     Returns:
-        float32 (B, dim), batch by batch, all of them on every rank.
+        float32 (B, V * dim), batch by batch, all of them on every rank.
     """
     network = network.to(compute.device, memory_format=torch.channels_last).eval()
     batches = torch.from_numpy(np.asarray(rows)).split(compute.batch_size)
-    own = _outputs(network, loader.test_views(batches[rank()::world_size()]), compute)
+    own = _outputs(network, loader.test_views(batches[rank()::world_size()]), compute, views)
     yield from progress(in_turns(own, [len(batch) for batch in batches]), description, len(batches))
 
 
-def _outputs(network: nn.Module, views: Iterable[Tensor], compute: Compute) -> Iterator[np.ndarray]:
-    """What the network makes of each batch of views, as float32 arrays in main memory."""
+def _outputs(network: nn.Module, batches: Iterable[Tensor], compute: Compute, views: int
+             ) -> Iterator[np.ndarray]:
+    """What the network makes of each batch of images, as float32 arrays in main memory."""
     cuda = compute.device.type == "cuda"
     copies: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()  # on their way
-    for images in views:
+    for images in batches:
         # Not around the whole: what is moved in inference mode cannot be trained afterwards.
         with torch.inference_mode():
             with autocast(compute.device, compute.amp):
-                output = network(images).float()
+                output = torch.cat([network(turned(images, view).contiguous(
+                    memory_format=torch.channels_last)).float() for view in range(views)], dim=1)
             output = output.to("cpu", non_blocking=cuda)
         copied = torch.cuda.current_stream(compute.device).record_event() if cuda else None
         copies.append((output, copied))
@@ -88,23 +91,26 @@ def hash_features(network: HashNetwork, features: np.ndarray, rows: np.ndarray, 
 
     Args:
         network: on the device.
-        features: float32 (N, dim).
+        features: float32 (N, V * dim), of V turns and flips of each image.
         rows: int64 (M,), which of them.
         compute: batch_size, device.
     Returns:
-        float32 (B, K), batch by batch.
+        float32 (B, V * K), batch by batch.
     """
     network.eval()
+    dim = network.backbone.dim
     for batch in np.array_split(rows, max(1, -(-len(rows) // compute.batch_size))):
-        yield network(torch.from_numpy(features[batch]).to(compute.device)).cpu().numpy()
+        views = torch.from_numpy(features[batch]).to(compute.device).view(-1, dim)
+        yield network(views).view(len(batch), -1).cpu().numpy()
 
 
 class FeatureExtractor:
     """Frozen features of a backbone, from the cache where these images went through it before."""
 
-    def __init__(self, backbone: Backbone, compute: Compute) -> None:
-        """Without a cache_dir in `compute` features stay in memory."""
-        self.backbone, self.compute = backbone, compute
+    def __init__(self, backbone: Backbone, compute: Compute, views: int = 1) -> None:
+        """Of V turns and flips of each image. Without a cache_dir in `compute` they stay in memory.
+        """
+        self.backbone, self.compute, self.views = backbone, compute, views
 
     def of_source(self, source: ImageSource, label: str) -> np.ndarray:
         """Features of all images of a source.
@@ -113,7 +119,7 @@ class FeatureExtractor:
             source: N images.
             label: what its cached files are called.
         Returns:
-            float32 (N, dim), memory-mapped read-only when cached.
+            float32 (N, V * dim), memory-mapped read-only when cached.
         Raises:
             InputError: unreadable images, or features that are not finite.
         """
@@ -123,25 +129,28 @@ class FeatureExtractor:
         if path.exists():
             print(f"reusing features {path.name}")
             repeat_warning(source, label, self.compute.cache_dir)
-        return cached_array(path, (len(source), self.backbone.dim), np.float32,
+        return cached_array(path, (len(source), self.views * self.backbone.dim), np.float32,
                             lambda first: self._rows_from(first, source, label), together=True)
 
-    def cached(self, source: ImageSource, label: str) -> np.ndarray | None:
-        """What `of_source` gave for the same images and weights; None where it is not there."""
-        if self.compute.cache_dir is None:
+    def cached(self, source: ImageSource, label: str, views: int = 1) -> np.ndarray | None:
+        """The first `views` of what `of_source` gave for the same images and weights, float32
+        (N, views * dim); None where it is not there.
+        """
+        if self.compute.cache_dir is None or views > self.views:
             return None
         path = self._path(source, label)
         if not from_first(path.exists()):
             return None
         repeat_warning(source, label, self.compute.cache_dir)
-        return open_cached(path, len(source))
+        return open_cached(path, len(source))[:, :views * self.backbone.dim]
 
     def _path(self, source: ImageSource, label: str) -> Path:
         """Where the features lie, by what they are made of."""
         net, cache_dir = self.backbone, self.compute.cache_dir
         # bfloat16 changes the values, and float32 on another kind of device only the last digits.
         key = sha256_of(FEATURE_VERSION, source.stamp(cache_dir), net.name, net.digest,
-                        net.preprocessing, net.needs_calibration, self.compute.amp)[:16]
+                        net.preprocessing, net.needs_calibration, self.compute.amp,
+                        *([self.views] if self.views > 1 else []))[:16]
         return cache_dir / "features" / f"{label}-{net.name.replace('/', '-')}-{key}.npy"
 
     def _rows_from(self, first: int, source: ImageSource, label: str) -> Iterator[np.ndarray]:
@@ -152,7 +161,8 @@ class FeatureExtractor:
         if self.compute.compile:
             self.backbone.compile_for(self.compute.device)
         for features in apply_network(self.backbone, loader, np.arange(first, len(source)),
-                                      self.compute, f"features {label}-{self.backbone.name}"):
+                                      self.compute, f"features {label}-{self.backbone.name}",
+                                      self.views):
             bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
             if len(bad):
                 raise InputError(f"the features of {source.where(first + int(bad[0]))} are not "
@@ -168,8 +178,8 @@ def dataset_features(dataset: PairedDataset, settings: dict[str, Any], weights: 
 
     Args:
         dataset: N scenes.
-        settings: feature_backbone, image_size, amp and, where it is set, normalise; of a
-            checkpoint also the `content` to find.
+        settings: feature_backbone, image_size, amp and, where they are set, normalise and views;
+            of a checkpoint also the `content` to find.
         weights: imagenet, none or a file.
         compute: how; its amp is that of `settings`.
         files: for each source a file of features to take instead of the images
@@ -192,19 +202,21 @@ def dataset_features(dataset: PairedDataset, settings: dict[str, Any], weights: 
         if weights is None:
             raise InputError(f"the features of source {missing[0] + 1} come from a file in this "
                              "checkpoint, which does not say from which: it is damaged")
-        backbone = _frozen_backbone(settings, weights)
+        backbone = frozen_backbone(settings, weights)
         contents.insert(0, backbone.digest)
     # Of weights alone it is their own hash, as in the cache; a file of features adds its content.
     content = contents[0] if not features else sha256_of(*contents)[:16]
     if settings.get("content") not in (None, content):
         raise _other_content(settings, weights if missing else None, files)
     if missing:
-        extractor = FeatureExtractor(backbone, replace(compute, amp=settings["amp"]))
+        extractor = FeatureExtractor(backbone, replace(compute, amp=settings["amp"]),
+                                     settings.get("views", 1))
         features |= _extracted(dataset, missing, extractor)
     return [features[number] for number in sorted(features)], content
 
 
-def _frozen_backbone(settings: dict[str, Any], weights: str) -> Backbone:
+def frozen_backbone(settings: dict[str, Any], weights: str) -> Backbone:
+    """The network that extracts features, of feature_backbone, image_size and normalise."""
     # Weights `none` must be the same for every run and seed, or the cache would be of no use.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -224,77 +236,24 @@ def _other_content(settings: dict[str, Any], weights: str | None, files: Sequenc
                       f"on, which came from {' and '.join(before)}: give that")
 
 
+def mean_of_views(features: np.ndarray, views: int) -> np.ndarray:
+    """(N, V * dim) -> the means over the views (N, dim), float32."""
+    if views == 1:
+        return features
+    return features.reshape(len(features), views, -1).mean(axis=1)
+
+
 def _extracted(dataset: PairedDataset, numbers: Sequence[int], extractor: FeatureExtractor
                ) -> dict[int, np.ndarray]:
     """Features of some sources by their number. Raises InputError that names all bad images."""
     found = {}
     for number in numbers:
         try:
-            found[number] = extractor.of_source(dataset.sources[number], dataset.file_label(number))
+            views = extractor.of_source(dataset.sources[number], dataset.file_label(number))
+            found[number] = mean_of_views(views, extractor.views)
         except UnreadableImages as error:  # then all of them, also those of the sources to come
             for other in range(number + 1, len(dataset.sources)):
                 source, label = dataset.sources[other], dataset.file_label(other)
                 error.add(unreadable(source, label, extractor.compute.workers), len(source))
             raise error from None
     return found
-
-
-def prepare_features(arrays: Sequence[np.ndarray], train: np.ndarray, settings: dict[str, Any],
-                     device: torch.device) -> list[np.ndarray]:
-    """What the autoencoder sees of features: as they are, of one length, averaged over neighbours.
-
-    Averaging over nearest neighbours takes away what is particular to an image and keeps what its
-    kind has in common, as database augmentation does in retrieval (Arandjelovic & Zisserman, CVPR
-    2012). Neighbours are training images, the image itself left out; near is a large sum of the
-    cosines of all sources, centred.
-
-    Args:
-        arrays: one float32 (N, d) a source.
-        train: int64 (M,), rows that give means and neighbours.
-        settings: feature_norm "none" or "unit" (centred, each row of root mean square 1) and
-            neighbours (0: none); a setting that is absent is none.
-        device: where to compute.
-    Returns:
-        arrays of the same shapes; the given ones where nothing is to be done.
-    Raises:
-        InputError: fewer training images than neighbours.
-    """
-    norm, neighbours = settings.get("feature_norm", "none"), settings.get("neighbours", 0)
-    if norm == "none" and neighbours == 0:
-        return list(arrays)
-    if neighbours >= len(train):
-        raise InputError(f"--neighbours {neighbours} needs more training images than that, found "
-                         f"{len(train):,}: lower it")
-    kept = torch.from_numpy(train).to(device)
-    if neighbours:
-        near = _nearest(torch.cat([_unit(x, kept) for x in arrays], dim=1), kept, neighbours)
-    prepared = []
-    for x in arrays:  # one source at a time: they may be large
-        features = _unit(x, kept) if norm == "unit" else torch.from_numpy(np.array(x)).to(device)
-        if neighbours:
-            mean = F.embedding_bag(near, features, mode="mean")
-            features = (features + neighbours * mean) / (neighbours + 1)
-        if norm == "unit":
-            features = F.normalize(features) * features.shape[1] ** 0.5
-        prepared.append(features.cpu().numpy())
-    return prepared
-
-
-def _unit(x: np.ndarray, kept: Tensor) -> Tensor:
-    """Features (N, d) minus the mean of the rows `kept`, each of length 1, on their device."""
-    features = torch.from_numpy(np.array(x)).to(kept.device)
-    return F.normalize(features - features[kept].mean(dim=0))
-
-
-def _nearest(points: Tensor, kept: Tensor, count: int) -> Tensor:
-    """For each of the points (N, d) the `count` rows among those kept with the largest product."""
-    position = torch.full((len(points),), -1, device=points.device)
-    position[kept] = torch.arange(len(kept), device=points.device)
-    among, found = points[kept].T, []
-    size = max(1, 2**25 // len(kept))  # rows at once: 128 MiB of products
-    for rows in torch.arange(len(points), device=points.device).split(size):
-        products = points[rows] @ among
-        own = position[rows] >= 0
-        products[own.nonzero()[:, 0], position[rows][own]] = -torch.inf
-        found.append(kept[products.topk(count, dim=1).indices])
-    return torch.cat(found)

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import hamming
 from data_loader import ImageLoader
 from datasets.base import PairedDataset
+from datasets.transforms import turned_each
 from engine.cli import Compute
 from engine.epoch import ShuffledEpoch
 from engine.loop import Run
@@ -28,24 +29,37 @@ from network import Backbone, HashNetwork, MrHash
 from utils import InputError, collapse_warning, cosine_decay, epoch_seed, step_decay, warn
 
 
-class TrainingImages:
-    """Random crops and flips of the training images; any image for codes."""
+def drawn_views(epoch: ShuffledEpoch, count: int) -> Iterator[Tensor]:
+    """A view below `count` for each row of each batch of an epoch, int64 (B,) each."""
+    if count == 1:  # nothing is drawn, as before there were views
+        return (torch.zeros_like(batch) for batch in epoch.batches)
+    drawn = torch.randint(count, (epoch.count,), generator=epoch.generator)
+    return iter(drawn.split([len(batch) for batch in epoch.batches]))
 
-    def __init__(self, loader: ImageLoader, train: np.ndarray, compute: Compute) -> None:
+
+class TrainingImages:
+    """Random crops, flips and turns of the training images; any image for codes."""
+
+    def __init__(self, loader: ImageLoader, train: np.ndarray, compute: Compute, views: int = 1
+                 ) -> None:
         """Keep what is needed.
 
         Args:
             loader: the images.
             train: int64 (n,), rows of those that train.
             compute: how codes are computed.
+            views: of how many turns and flips one is drawn.
         """
-        self.loader, self.compute = loader, compute
+        self.loader, self.compute, self.count = loader, compute, views
         self.train = torch.from_numpy(train)
 
     def views(self, epoch: ShuffledEpoch, first: int) -> Iterator[Tensor]:
         """float32 (b, 3, S, S): this rank's views of each step from number `first` on."""
         batches = [self.train[batch] for batch in epoch.batches]
-        return self.loader.training_views(batches, epoch.parts, first, epoch.generator)
+        turns = list(drawn_views(epoch, self.count))
+        images = self.loader.training_views(batches, epoch.parts, first, epoch.generator)
+        for crops, turn, part in zip(images, turns[first:], epoch.parts[first:], strict=True):
+            yield crops if self.count == 1 else turned_each(crops, turn[part])
 
     def outputs(self, network: HashNetwork, rows: np.ndarray) -> Iterator[np.ndarray]:
         """h, float32 (B, K), of the images of these rows, batch by batch, in eval mode."""
@@ -53,23 +67,30 @@ class TrainingImages:
 
 
 class FrozenFeatures:
-    """The frozen backbone sees each image once, so that an epoch of the head takes seconds."""
+    """The frozen backbone sees each view once, so that an epoch of the head takes seconds."""
 
-    def __init__(self, features: np.ndarray, train: np.ndarray, compute: Compute) -> None:
+    def __init__(self, features: np.ndarray, train: np.ndarray, compute: Compute, views: int = 1
+                 ) -> None:
         """Keep what is needed.
 
         Args:
-            features: float32 (N, dim), what the backbone makes of each image.
+            features: float32 (N, V * dim), what the backbone makes of V views of each image.
             train: int64 (n,), rows of those that train.
             compute: how codes are computed.
+            views: V.
         """
-        self.features, self.compute = features, compute
+        self.features, self.compute = features[:, :features.shape[1] // views], compute
         self.train = torch.from_numpy(features[train]).to(compute.device)
+        self.train = self.train.view(len(train), views, -1)
 
     def views(self, epoch: ShuffledEpoch, first: int) -> Iterator[Tensor]:
         """float32 (b, dim): this rank's features of each step from number `first` on."""
-        for batch, part in zip(epoch.batches[first:], epoch.parts[first:], strict=True):
-            yield self.train[batch[part].to(self.compute.device)]
+        turns = list(drawn_views(epoch, self.train.shape[1]))
+        device = self.compute.device
+        for number in range(first, len(epoch)):
+            part = epoch.parts[number]
+            yield self.train[epoch.batches[number][part].to(device),
+                             turns[number][part].to(device)]
 
     def outputs(self, network: HashNetwork, rows: np.ndarray) -> Iterator[np.ndarray]:
         """h, float32 (B, K), of the images of these rows, batch by batch, in eval mode."""
@@ -120,13 +141,13 @@ def plan_phases(args: argparse.Namespace, backbone: Backbone, dataset: PairedDat
     if args.head_epochs:
         if backbone.needs_calibration:  # features that come from the cache would leave it as it is
             calibrate(backbone, loader)
-        extractor = FeatureExtractor(backbone, compute)
+        extractor = FeatureExtractor(backbone, compute, args.views)
         seen = extractor.of_source(dataset.source1, dataset.file_label(0))
-        source = FrozenFeatures(seen, dataset.train, compute)
+        source = FrozenFeatures(seen, dataset.train, compute, args.views)
         phases.append(Phase("head epoch", args.head_epochs, source, True))
     if args.compile:
         backbone.compile_for(compute.device)
-    source = TrainingImages(loader, dataset.train, compute)
+    source = TrainingImages(loader, dataset.train, compute, args.views)
     phases.append(Phase("epoch", count, source, False))
     return phases
 

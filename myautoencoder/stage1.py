@@ -18,7 +18,8 @@ from engine.distributed import from_first
 from engine.weights import check_file
 from loss import cluster_centres, latent_scale
 from myautoencoder.feature_files import feature_files_of
-from myautoencoder.features import dataset_features, prepare_features
+from myautoencoder.features import dataset_features
+from myautoencoder.neighbours import prepare_features
 from network import MultisourceAutoencoder
 from utils import InputError, rank, resolve_path, warn
 
@@ -26,8 +27,8 @@ from utils import InputError, rank, resolve_path, warn
 def load_stage1(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     """The checkpoint of --pretrained_dp_path, and where it lies.
 
-    Flags of train.py that are None (--preset best) become those of stage 1: --model_type and, for
-    the same network, --weights, --normalise, --image_size.
+    Flags of train.py that are None become those of stage 1: --views, with --preset best also
+    --model_type and, for the same network, --weights, --normalise, --image_size.
 
     Raises:
         InputError: no such checkpoint, or a flag that contradicts it.
@@ -50,6 +51,8 @@ def load_stage1(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     if args.normalise is None and own and args.weights in (known, features["feature_weights"]):
         args.normalise = features.get("normalise")  # it belongs to the weights
     args.model_type = args.model_type or features["feature_backbone"]
+    if args.views is None:
+        args.views = features.get("views", 1)
     if args.model_type is None:
         raise InputError(f"{path} was made from files of features, which do not say from which "
                          "network: name one with --model_type and --weights")

@@ -76,7 +76,8 @@ def test_our_defaults_differ_from_the_preset_where_the_documents_say():
                       if args[key] != ours[key]}
     assert differing == {
         "autoencoder.py encoder": ("unisource", None), "autoencoder.py init": ("torch", "he"),
-        "autoencoder.py select": ("test_map", "loss"), "train.py batch_norm": ("adapt", "auto")}
+        "autoencoder.py select": ("test_map", "loss"), "train.py batch_norm": ("adapt", "auto"),
+        "train.py views": (1, None)}
 
 
 def test_a_flag_beside_the_preset_wins_before_and_after_it():

@@ -69,7 +69,7 @@ def test_the_checkpoint_says_all_that_hashing_needs(trained):
     network = checkpoint["network"]
     assert network.pop("autoencoder") == load(stage1_of(trained))["network"]
     assert network == {"model_type": "resnet18", "hash_bit": 12, "head_width": 0,
-                       "image_size": 32, "normalise": None, "n_clusters": 4,
+                       "image_size": 32, "normalise": None, "views": 1, "n_clusters": 4,
                        "threshold": 0.0}
     assert checkpoint["data"] == load(stage1_of(trained))["data"]
 

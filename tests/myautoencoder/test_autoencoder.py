@@ -199,9 +199,9 @@ def test_the_checkpoint_says_all_that_stage_2_needs(trained):
     features = checkpoint["features"]
     assert len(features.pop("content")) == 16
     assert features == {"feature_backbone": "resnet18", "feature_weights": "none",
-                        "image_size": 32, "normalise": None, "amp": False,
-                        "files": [None, None],
-                        "feature_norm": "none", "neighbours": 0}
+                        "image_size": 32, "normalise": None, "amp": False, "views": 1,
+                        "files": [None, None], "feature_norm": "none", "neighbours": 0,
+                        "averaging": "nearest", "averaging_rounds": 1}
     config = DataConfig(**checkpoint["data"])
     assert load_dataset(config).fingerprint == checkpoint["fingerprint"]
 

@@ -1,13 +1,11 @@
-"""Frozen features: a plain loop's numbers, their cache, and what the autoencoder sees of them."""
+"""Frozen features: a plain loop's numbers, and their cache."""
 
 import itertools
-import math
 import os
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 import torchvision
 from PIL import Image
 
@@ -15,13 +13,11 @@ from data_loader import DataConfig, ImageLoader, load_dataset
 from engine import cache
 from engine.cli import Compute
 from image_helpers import Arrays, as_pillow, expects, picture, pipeline
-from myautoencoder import features as module
 from myautoencoder.features import (
     FeatureExtractor,
     apply_network,
     dataset_features,
     hash_features,
-    prepare_features,
 )
 from network import Backbone, HashNetwork, load_backbone
 from utils import InputError, warn_once
@@ -350,67 +346,3 @@ def test_hashing_frozen_features_gives_the_codes_of_their_images():
     found = np.concatenate(list(hash_features(network.train(), features, rows, compute)))
     images = np.concatenate(list(apply_network(network, loader, rows, compute, "")))
     np.testing.assert_allclose(found, images, rtol=1e-4, atol=1e-6)
-
-
-# ------------------------------------------------------------------------ preparation
-
-
-def plain_prepare(arrays, train, norm, neighbours):
-    """The definition, image by image."""
-    units = []
-    for x in arrays:
-        centred = x.astype(np.float64) - x[train].astype(np.float64).mean(axis=0)
-        units.append(centred / np.linalg.norm(centred, axis=1, keepdims=True))
-    joined = np.concatenate(units, axis=1)
-    results = []
-    for x, unit in zip(arrays, units, strict=True):
-        seen = unit if norm == "unit" else x.astype(np.float64)
-        rows = []
-        for i in range(len(x)):
-            others = [j for j in train if j != i]
-            near = sorted(others, key=lambda j, i=i: -joined[i] @ joined[j])[:neighbours]
-            row = np.mean([seen[i], *seen[near]], axis=0)
-            if norm == "unit":
-                row = row / np.linalg.norm(row) * math.sqrt(x.shape[1])
-            rows.append(row)
-        results.append(np.array(rows))
-    return results
-
-
-@pytest.mark.parametrize("norm", ["none", "unit"])
-@pytest.mark.parametrize("neighbours", [0, 1, 3])
-def test_features_are_averaged_over_the_nearest_training_images(norm, neighbours):
-    generator = np.random.default_rng(0)
-    arrays = [generator.normal(2, 1, (12, 5)).astype(np.float32),
-              generator.normal(0, 3, (12, 4)).astype(np.float32)]
-    train = np.array([9, 0, 1, 2, 4, 5, 7, 11])  # not in order, queries in between
-    settings = {"feature_norm": norm, "neighbours": neighbours}
-    got = prepare_features(arrays, train, settings, CPU)
-    for ours, plain in zip(got, plain_prepare(arrays, train, norm, neighbours), strict=True):
-        assert ours.dtype == np.float32
-        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
-    if norm == "unit":
-        np.testing.assert_allclose((got[0] ** 2).mean(axis=1), 1, rtol=1e-5)
-
-
-def test_neighbours_are_the_same_in_small_chunks(monkeypatch):
-    points = F.normalize(torch.randn(50, 6, generator=torch.Generator().manual_seed(0)))
-    kept = torch.arange(0, 50, 2)
-    whole = module._nearest(points, kept, 3)
-    split = torch.Tensor.split
-    monkeypatch.setattr(torch.Tensor, "split", lambda self, size, dim=0: split(self, min(size, 7)))
-    assert torch.equal(module._nearest(points, kept, 3), whole)
-    assert not (whole == torch.arange(50)[:, None]).any() and (whole % 2 == 0).all()
-
-
-def test_features_as_published_are_not_touched_and_not_copied():
-    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
-    assert prepare_features([x], np.arange(4), {}, CPU)[0] is x
-    plain = {"feature_norm": "none", "neighbours": 0}
-    assert prepare_features([x], np.arange(4), plain, CPU)[0] is x
-
-
-def test_more_neighbours_than_training_images_are_refused():
-    x = np.zeros((5, 3), np.float32)
-    with pytest.raises(InputError, match=r"--neighbours 4 needs more training images .* found 4"):
-        prepare_features([x], np.arange(4), {"neighbours": 4}, CPU)

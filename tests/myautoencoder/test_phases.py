@@ -48,7 +48,7 @@ def backbone():
 
 
 def plan(dataset, loader, backbone, head_epochs, max_epoch):
-    args = Namespace(head_epochs=head_epochs, max_epoch=max_epoch, compile=False)
+    args = Namespace(head_epochs=head_epochs, max_epoch=max_epoch, compile=False, views=1)
     return plan_phases(args, backbone, dataset, loader, CPU)
 
 
@@ -87,7 +87,8 @@ def test_each_phase_has_rates_and_seeds_of_its_own():
 
 
 def test_batch_normalisation_does_not_adapt_to_one_image(dataset, loader):
-    one, args = replace(CPU, batch_size=1), Namespace(head_epochs=0, max_epoch=1, compile=False)
+    one = replace(CPU, batch_size=1)
+    args = Namespace(head_epochs=0, max_epoch=1, compile=False, views=1)
     for name, batch_norm, compute, train, refused in (
             ("shufflenet_v2_x0_5", "adapt", one, TRAIN, True),
             ("shufflenet_v2_x0_5", "adapt", CPU, TRAIN[:1], True),
@@ -163,7 +164,7 @@ def test_random_statistics_are_calibrated_whatever_the_cache_knows(dataset, tmp_
     for head_epochs in (0, 1, 1):  # the second head finds its features in the cache
         torch.manual_seed(0)
         backbone = load_backbone("shufflenet_v2_x0_5", "none", 32)
-        args = Namespace(head_epochs=head_epochs, max_epoch=1, compile=False)
+        args = Namespace(head_epochs=head_epochs, max_epoch=1, compile=False, views=1)
         plan_phases(args, backbone, dataset, loader, cached)
         found.append(backbone.weights_digest())
     assert found[0] == backbone.digest != found[1] == found[2]
