@@ -22,11 +22,14 @@ def heading(*cells: str) -> str:
     return f"{row(*cells)}\n|{'---|' * len(cells)}"
 
 
-def over_seeds(values: Sequence[float], wanted: int) -> str:
-    """Mean (max - min) of one value a seed; how many seeds, if some of those wanted are missing."""
+def over_seeds(values: Sequence[float], wanted: int, sure: tuple[float, float] | None = None
+               ) -> str:
+    """Mean [interval] (max - min) of one value a seed; how many seeds, if some are missing."""
     if not values:
         return ""
     text = f"{statistics.mean(values):.3f}"
+    if sure:
+        text += f" [{sure[0]:.3f}, {sure[1]:.3f}]"
     if len(values) > 1:
         text += f" ({max(values) - min(values):.3f})"
     if len(values) < wanted:
@@ -34,14 +37,12 @@ def over_seeds(values: Sequence[float], wanted: int) -> str:
     return text
 
 
-def in_points(values: Mapping[int, float], base: Mapping[int, float]) -> str:
-    """How far values (seed -> mAP) are above those of `base`, in points: mean [each seed]."""
-    differences = [100 * (values[seed] - base[seed]) for seed in values if seed in base]
-    if not differences:
-        return ""
-    text = f", {statistics.mean(differences):+.1f}"
-    if len(differences) > 1:
-        text += f" [{' '.join(f'{difference:+.1f}' for difference in differences)}]"
+def in_points(apart: Mapping[int, float], sure: tuple[float, float]) -> str:
+    """Differences of mAP (a seed each) in points: mean [interval], each seed."""
+    text = (f"{100 * statistics.mean(apart.values()):+.1f} "
+            f"[{100 * sure[0]:+.1f}, {100 * sure[1]:+.1f}]")
+    if len(apart) > 1:
+        text += f", {' '.join(f'{100 * value:+.1f}' for value in apart.values())}"
     return text
 
 

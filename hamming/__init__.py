@@ -44,7 +44,8 @@ or torch; none is written into; a bad one raises CodeError.
     codes, labels        packing; checks of codes and of labels
     histograms           distance_histograms (distances, threads: how it counts)
     metrics              of histograms (ties: the sums behind them)
-    ranking              nearest items; metrics of a stable sort, of explicit rankings, of vectors
+    ranking              nearest items; metrics of a stable sort and of explicit rankings
+    vectors              metrics of real vectors, to hold codes against
     evaluation           all metrics at once
     files                codes from .npz and .npy
     figures, pictures    what it looks like; imported by name (names, fonts: what they draw with)
@@ -75,7 +76,8 @@ from .metrics import (
     recall_at,
     worst_ap,
 )
-from .ranking import float_map, nearest, nearest_and_ties, ranked_ap, stable_metrics
+from .ranking import nearest, nearest_and_ties, ranked_ap, stable_metrics
+from .vectors import float_ap, float_map
 
 __all__ = [
     "MAX_BITS",
@@ -92,6 +94,7 @@ __all__ = [
     "distance_histograms",
     "evaluate",
     "expected_ap",
+    "float_ap",
     "float_map",
     "load_npz",
     "nearest",

@@ -29,6 +29,9 @@ LINES = ("-", "--", ":", "-.")  # of the first ten methods, the next ten, ...
 MARKERS = "osv^Dx"
 MOST_BARS = 60  # more classes than this are in the CSV alone
 LONGEST = 30  # characters of the name of a class
+# The same figure is the same file, whenever it is made.
+UNDATED = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+FORMATS = tuple(UNDATED)
 
 
 def write_figures(
@@ -59,7 +62,7 @@ def write_figures(
     axes.axvline(R, color="grey", linestyle="--", label=f"R = {R:,}")
     axes.set(xscale="log", ylim=(0, 1.02))
     axes.legend()
-    _write_png(folder / "precision_at_rank.png", figure)
+    _write_figure(folder / "precision_at_rank", figure)
     _write_radii(histograms, recall, precision, folder)
     return _write_classes(histograms, R, query_labels, class_names, folder)
 
@@ -80,7 +83,7 @@ def _write_radii(
         axes.plot(recall[2], precision[2], "o", fillstyle="none", label="radius 2")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend()
-    _write_png(folder / "precision_recall.png", figure)
+    _write_figure(folder / "precision_recall", figure)
 
 
 def _write_classes(
@@ -113,51 +116,55 @@ def _write_classes(
     axes.axvline(values[0].mean(), color="grey", linestyle="--")
     axes.invert_yaxis()
     axes.set(xlim=(0, 1.02))
-    return _write_png(folder / "ap_per_class.png", figure)
+    return _write_figure(folder / "ap_per_class", figure)
 
 
 def write_comparison(
-    maps: dict[str, dict[int | None, Sequence[float]]], folder: Path, R: int, title: str
+    maps: dict[str, dict[int | None, tuple[float, float, float]]], folder: Path, R: int,
+    title: str, formats: Sequence[str] = ("png",),
 ) -> None:
-    """map_by_bits.png: mAP@R against the length of the codes, a line a method.
+    """map_by_bits: mAP@R against the length of the codes, a line a method.
 
     Args:
-        maps: method -> bits -> one value a seed, whose spread is shown; bits None for a method that
-            has no codes: a level line.
+        maps: method -> bits -> value, low and high end of its error bar; bits None for a method
+            that has no codes: a level line.
         folder: where the file goes.
         R: rank of the cut, for the axis alone.
         title: of the figure.
+        formats: png, pdf, svg; a file each.
     """
     figure, axes = _axes(10, 5, title, "bits", f"mAP@{R:,}")
     for number, (method, values) in enumerate(maps.items()):
         if None in values:
-            axes.axhline(np.mean(values[None]), color="black", label=method,
+            axes.axhline(values[None][0], color="black", label=method,
                          linestyle=LINES[(number + 1) % len(LINES)])
             continue
         known = sorted(values)
-        middle = np.array([np.mean(values[bits]) for bits in known])
-        below = middle - [min(values[bits]) for bits in known]
-        above = [max(values[bits]) for bits in known] - middle
-        axes.errorbar(known, middle, yerr=np.maximum([below, above], 0), label=method,
-                      marker=MARKERS[number // 10 % len(MARKERS)], markersize=4, capsize=3,
+        middle, low, high = np.array([values[bits] for bits in known]).T
+        beside = 1.08 ** (number / max(1, len(maps) - 1) - 0.5)  # so that bars do not hide others
+        bars = np.maximum([middle - low, high - middle], 0)
+        axes.errorbar(np.array(known) * beside, middle, yerr=bars, label=method, capsize=2,
+                      elinewidth=0.8, marker=MARKERS[number // 10 % len(MARKERS)], markersize=4,
                       **_style(number))
     lengths = sorted({bits for values in maps.values() for bits in values if bits is not None})
     axes.set(xscale="log")
     axes.set_xticks(lengths, [str(bits) for bits in lengths])
     axes.minorticks_off()
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
-    _write_png(folder / "map_by_bits.png", figure)
+    _write_figure(folder / "map_by_bits", figure, formats)
 
 
 def write_curves(
-    curves: dict[str, tuple[np.ndarray, np.ndarray]], folder: Path, title: str
+    curves: dict[str, tuple[np.ndarray, np.ndarray]], folder: Path, title: str,
+    formats: Sequence[str] = ("png",),
 ) -> None:
-    """precision_recall.png and .csv: of the first k of the ranking, a line a method.
+    """precision_recall and its .csv: of the first k of the ranking, a line a method.
 
     Args:
         curves: method -> recall and precision over k, as `curve_of` gives them.
         folder: where the files go.
         title: of the figure.
+        formats: png, pdf, svg; a file each.
     """
     rows = []
     figure, axes = _axes(10, 5, title, "recall", "precision")
@@ -167,7 +174,7 @@ def write_curves(
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     _write_csv(folder / "precision_recall.csv", ("method", "recall", "precision"), rows)
-    _write_png(folder / "precision_recall.png", figure)
+    _write_figure(folder / "precision_recall", figure, formats)
 
 
 def curve_of(histograms: Histograms) -> tuple[np.ndarray, np.ndarray]:
@@ -201,7 +208,8 @@ def classes_of(labels: np.ndarray) -> dict[int, np.ndarray]:
 
 def _axes(width: float, height: float, title: str, x: str, y: str) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot(title=title, xlabel=x, ylabel=y)
+    plain = title.replace("$", r"\$")  # $ starts a formula
+    axes = figure.add_subplot(title=plain, xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     return figure, axes
 
@@ -222,17 +230,21 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
     _write_whole(path, table.getvalue().encode())
 
 
-def _write_png(path: Path, figure: Figure) -> str:
-    """Returns the characters that no font has."""
+def _write_figure(stem: Path, figure: Figure, formats: Sequence[str] = ("png",)) -> str:
+    """<stem>.png, ...; returns the characters that no font has."""
     texts = figure.findobj(Text)
     families, missing = families_for("".join(text.get_text() for text in texts))
     for text in texts:
         text.set_fontfamily(families)
-    image = io.BytesIO()
-    with warnings.catch_warnings(), quiet(), matplotlib.rc_context({"font.family": families}):
-        warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure.savefig(image, format="png", dpi=150, metadata={"Software": None})
-    _write_whole(path, image.getvalue())
+    settings = {"font.family": families, "pdf.fonttype": 42, "svg.hashsalt": "mrhash"}
+    for kind in formats:
+        image = io.BytesIO()
+        with warnings.catch_warnings(), quiet(), matplotlib.rc_context(settings):
+            warnings.filterwarnings("ignore", "Glyph .* missing")
+            figure.savefig(image, format=kind, dpi=150, metadata=UNDATED[kind])
+        _write_whole(stem.with_name(f"{stem.name}.{kind}"), image.getvalue())
+    for kind in set(FORMATS) - set(formats):  # of the last time
+        stem.with_name(f"{stem.name}.{kind}").unlink(missing_ok=True)
     return missing
 
 

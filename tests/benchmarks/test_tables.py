@@ -20,11 +20,14 @@ def test_the_mean_over_seeds_is_told_with_its_spread(values, wanted, text):
     assert tables.over_seeds(values, wanted) == text
 
 
-def test_differences_are_taken_seed_by_seed():
-    base = {13: 0.5, 14: 0.25, 16: 0.1}
-    assert tables.in_points({13: 0.51, 14: 0.22, 15: 0.9}, base) == ", -1.0 [+1.0 -3.0]"
-    assert tables.in_points({13: 0.51}, base) == ", +1.0"
-    assert tables.in_points({15: 0.5}, base) == ""
+def test_an_interval_stands_beside_the_mean():
+    assert tables.over_seeds([0.25, 0.5], 2, (0.3, 0.4)) == "0.375 [0.300, 0.400] (0.250)"
+
+
+def test_differences_are_told_in_points_with_each_seed():
+    sure = -0.021, 0.001
+    assert tables.in_points({13: 0.01, 14: -0.03}, sure) == "-1.0 [-2.1, +0.1], +1.0 -3.0"
+    assert tables.in_points({13: -0.01}, sure) == "-1.0 [-2.1, +0.1]"
 
 
 def test_a_csv_has_every_column_and_six_digits(tmp_path):

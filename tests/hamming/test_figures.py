@@ -207,6 +207,18 @@ def test_curves_of_methods_are_drawn_and_written(tmp_path):
 
 
 def test_a_comparison_draws_methods_with_and_without_codes(tmp_path):
-    maps = {"ours": {16: [0.5, 0.6], 64: [0.7]}, "real values": {None: [0.9]}}
+    maps = {"ours": {16: (0.55, 0.5, 0.6), 64: (0.7, 0.7, 0.7)},
+            "real values": {None: (0.9, 0.9, 0.9)}}
     write_comparison(maps, tmp_path / "new", 1900, "title")
     assert_drawn(tmp_path / "new" / "map_by_bits.png")
+
+
+@pytest.mark.parametrize(("kind", "start"), [("pdf", b"%PDF-"), ("svg", b"<?xml"),
+                                             ("png", b"\x89PNG")])
+def test_a_figure_for_a_paper_is_the_same_file_each_time(tmp_path, kind, start):
+    maps = {"ours": {16: (0.55, 0.5, 0.6)}}
+    for folder in ("one", "two"):
+        write_comparison(maps, tmp_path / folder, 90, "title", ["png", kind])
+    made = [(tmp_path / folder / f"map_by_bits.{kind}").read_bytes() for folder in ("one", "two")]
+    assert made[0] == made[1] and made[0].startswith(start)
+    assert (tmp_path / "one" / "map_by_bits.png").exists()

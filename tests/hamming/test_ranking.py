@@ -132,7 +132,7 @@ def test_the_nearest_come_as_a_stable_sort_has_them(R):
     values = values.round(decimals=1)  # ties, below 0 too
     values[0, :6] = torch.tensor([0.0, -0.0, torch.inf, 1e-45, -torch.inf, -1e-45])
     want = values.sort(stable=True).indices[:, :R]
-    assert torch.equal(hamming.ranking._nearest_first(values, R), want)
+    assert torch.equal(hamming.vectors._nearest_first(values, R), want)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
