@@ -1,8 +1,8 @@
 """Classical hashing of frozen features, to stand beside learnt codes.
 
-LSH, PCAH, spectral hashing and ITQ. Each learns from training features and returns a function that
-turns features (M, d) into values (M, K); bit k is 1 where value k is >= 0. None looks at a label.
-Everything is computed in float64.
+LSH, PCAH, spectral hashing and ITQ; AGH and IMH are in manifold.py. Each learns from training
+features and returns a function that turns features (M, d) into values (M, K); bit k is 1 where
+value k is >= 0. None looks at a label. Everything is computed in float64.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from benchmarks.manifold import agh, imh
 from utils import InputError
 
 Encoder = Callable[[Tensor], Tensor]
@@ -120,4 +121,4 @@ def spectral(train: Tensor, bits: int, seed: int) -> Encoder:
 
 
 BASELINES: dict[str, Callable[[Tensor, int, int], Encoder]] = {
-    "lsh": lsh, "pcah": pcah, "sh": spectral, "itq": itq}
+    "lsh": lsh, "pcah": pcah, "sh": spectral, "agh": agh, "imh": imh, "itq": itq}

@@ -82,7 +82,7 @@ def run_cells(cells: Sequence[Cell], jobs: int, records: dict[Key, Record],
 
 def _attempt(cell: Cell, first: Future | None) -> Record:
     if first is not None and first.exception() is not None:  # it waits until that is done
-        raise RuntimeError("its autoencoder failed")
+        raise RuntimeError("what it starts from failed")
     return cell.work()
 
 
@@ -114,14 +114,18 @@ def folder_name(flags: Iterable[object]) -> str:
 # ---------------------------------------------------------------- finished cells
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError when the file holds something else."""
+def read_json(path: Path, *needed: str) -> dict[str, Any]:
+    """A JSON object. Raises InputError when the file holds something else, or not what is needed.
+    """
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise damaged(path, str(error)) from None
     if not isinstance(content, dict):
         raise damaged(path, "no object")
+    for name in needed:
+        if content.get(name) is None:
+            raise damaged(path, f"no {name}")
     return content
 
 
@@ -137,12 +141,14 @@ def damaged(path: Path, reason: str) -> InputError:
     return InputError(f"{path} is damaged ({reason}): remove its folder, and it is made again")
 
 
-def check_settings(cell: Path, wanted: dict[str, Any]) -> None:
+def check_settings(cell: Path, wanted: dict[str, Any], defaults: dict[str, Any] | None = None
+                   ) -> None:
     """Raise InputError when a finished cell was made with other settings than are asked for now.
 
-    A setting that config.json does not know is younger than the cell, which then had its default.
+    A setting that config.json does not know is younger than the cell, which then had its default:
+    that of `defaults`, or any.
     """
-    config = read_json(cell / "config.json")
+    config = {**(defaults or {}), **read_json(cell / "config.json")}
     differing = [f"{name} {config[name]}, not {value}" for name, value in wanted.items()
                  if name in config and str(config[name]).lower() != str(value).lower()]
     if differing:

@@ -1,13 +1,14 @@
-"""The table: MrHash, its ablations and classical methods on one split and the same features.
+"""The table: MrHash, its ablations and other methods on one split and the same features.
 
     python -m benchmarks.compare --data_name UCMerced --hash_bit 16 32 64 128 --seeds 3
-    python -m benchmarks.compare --methods effects --hash_bit 32 --differences
+    python -m benchmarks.compare --methods effects --hash_bit 32
 
-Every cell is the three scripts, run as a user would, or a baseline on the same frozen features of
-source 1. A cell that is done is read, not run again: stop it, start it again, add methods or
+Every cell is the three scripts, run as a user would, or a classical or deep baseline on the same
+frozen features. A cell that is done is read, not run again: stop it, start it again, add methods or
 lengths; a failed cell is reported and does not stop the others. Labels are used to measure, never
 to choose (but by the rows whose names say so). Written to <output_dir>/<dataset>: compare.md (the
-table), compare.csv (every cell), compare.json, map_by_bits.png, precision_recall.png and .csv.
+tables), .tex (for a paper), .csv (every cell), .json; differences.csv (each pair of methods on the
+same queries), query_ap.csv (AP of each query), map_by_bits.png, precision_recall.png and .csv.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from benchmarks.cells import Cell, Key, Record, claim, folder_name, run_cells
 from benchmarks.classical import Classical
 from benchmarks.methods import ALONE, GROUPS, PAIRED, TITLES, TRAINED, USUAL
 from benchmarks.report import report
-from benchmarks.trained import pretrain, stop_scripts, train_and_test
+from benchmarks.trained import pretrain, stop_scripts, test_again, train_and_test
 from data_loader import config_of
 from datasets.base import PairedDataset
 from datasets.store import unreadable
@@ -33,6 +34,8 @@ from engine.backbones import preprocessing_of
 from engine.checkpoint import LIMITS
 from engine.cli import ArgumentParser, number, run
 from engine.data_flags import add_own_image_flags
+from engine.network_flags import add_views_flag
+from hamming.figures import FORMATS
 from myautoencoder.images import load_usable
 from network import load_backbone
 from utils import LARGEST_SIDE, InputError, resolve_path
@@ -54,6 +57,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Namespace:
     args.methods = [name for name in TITLES if name in wanted]
     if args.image_size is None:
         args.image_size = preprocessing_of(args.backbone).image_size
+    if args.against not in (None, *args.methods):
+        parser.error(f"argument --against: {args.against} is not among --methods")
     args.weights_content = None  # known where cells are to be made
     if args.curve_bit is None:
         args.curve_bit = 64 if 64 in args.hash_bit else args.hash_bit[-1]
@@ -75,10 +80,13 @@ def _add_table_flags(group: Group) -> None:
         help="how many runs of each cell; a seed draws the split (where no lists give it), the "
              "initial weights, the clusters, order and crops")
     add("--first_seed", type=number(int, 0), default=13, help="they are this one and the next")
-    add("--differences", action="store_true",
-        help="an ablation also says how far it is from the method that it changes, seed by seed")
+    add("--against", choices=TITLES, metavar="METHOD",
+        help="the method from which the differences of the others are told (default: best, or the "
+             "last row that is no ablation); an ablation is told from the method that it changes")
     add("--curve_bit", type=BITS,
         help="length whose precision and recall are drawn (default: 64, or the longest)")
+    add("--format", nargs="+", choices=FORMATS, default=["png"], help="of the figures")
+    add("--title", help="of tables and figures")
 
 
 def _add_cell_flags(group: Group) -> None:
@@ -100,6 +108,7 @@ def _add_cell_flags(group: Group) -> None:
     add("--backbone", default="efficientnet_lite0",
         help="for the features and for the hash network")
     add("--weights", default="imagenet", help="of the backbone, as for train.py --weights")
+    add_views_flag(group, "that the deep baselines learn from (MrHash has its own)", 8)
     add("--image_size", type=number(int, 1, LARGEST_SIDE),
         help="for the hash network, where it is fine-tuned (default: the network's own)")
     add("--max_epoch", type=number(int, 0), default=50, help="as for train.py")
@@ -114,7 +123,7 @@ def _add_cell_flags(group: Group) -> None:
 def trained_cells(args: Namespace, folder: Path, dataset: PairedDataset, seed: int,
                   methods: Sequence[str]) -> list[Cell]:
     """The cells of the trained methods on one seed; the autoencoders, which they share, first."""
-    first, second = {}, []
+    pretrained, trained, tested = {}, {}, []
     for name in methods:
         if name not in TRAINED:
             continue
@@ -123,16 +132,23 @@ def trained_cells(args: Namespace, folder: Path, dataset: PairedDataset, seed: i
         size = f"{args.image_size}px-{args.max_epoch}-{args.batch_size}-" if method.sized else ""
         start = folder / f"autoencoder-{slug}-{seed}"
         for bits in args.hash_bit if method.base is None else args.ablation_bit:
-            first[start] = Cell(
+            pretrained[start] = Cell(
                 start, f"autoencoder {slug}, seed {seed}",
                 partial(pretrain, args, start, seed, method.first, dataset))
             cell = folder / f"{slug}--{other}-{size}{bits}bit-{seed}"
-            second.append(Cell(
-                cell, f"{method.title}, {bits} bits, seed {seed}",
-                partial(train_and_test, args, cell, start / "autoencoder.pth", bits, seed,
-                        method.second, method.sized),
-                key=(name, bits, seed), after=start))
-    return [*first.values(), *second]
+            said = f"{method.title}, {bits} bits, seed {seed}"
+            make = partial(train_and_test, args, cell, start / "autoencoder.pth", bits, seed,
+                           method.second, method.sized)
+            if not method.hashing:
+                trained[cell] = Cell(cell, said, make, key=(name, bits, seed), after=start)
+                continue
+            trained.setdefault(cell, Cell(cell, f"the network of {said}", make, after=start))
+            again = cell / folder_name(method.hashing)
+            tested.append(Cell(
+                again, said, partial(test_again, args, again, cell, start / "autoencoder.pth", bits,
+                                     seed, method.hashing),
+                key=(name, bits, seed), after=cell))
+    return [*pretrained.values(), *trained.values(), *tested]
 
 
 def plan(args: Namespace, folder: Path, datasets: Mapping[int, PairedDataset],
@@ -168,7 +184,17 @@ def possible_methods(args: Namespace, dataset: PairedDataset) -> list[str]:
     left_out = [name for name in args.methods if name in unfit]
     if left_out:
         print(f"left out, {reason}: {', '.join(left_out)}")
+    if args.against in left_out:
+        raise InputError(f"--against {args.against}: it is left out, {reason}")
     return [name for name in args.methods if name not in unfit]
+
+
+def reference_of(methods: Sequence[str]) -> str | None:
+    """From which of the rows the differences of the others are told: best, or the last that is no
+    ablation, or the last.
+    """
+    whole = [name for name in methods if name not in TRAINED or TRAINED[name].base is None]
+    return "best" if "best" in methods else next(reversed(whole or methods), None)
 
 
 def check_needs(args: Namespace, cells: Sequence[Cell], dataset: PairedDataset) -> None:
@@ -193,10 +219,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     datasets = load_datasets(args)
     first = datasets[args.first_seed]
     methods = possible_methods(args, first)
+    args.against = args.against or reference_of(methods)
     print(*first.remarks, first.describe(), sep="\n")
     folder = resolve_path(args.output_dir) / first.run_name
     claim(folder)
     cells = plan(args, folder, datasets, methods)
+    if not any(cell.key for cell in cells):
+        raise InputError("no row is left, so there is nothing to compare: name other --methods, or "
+                         "lengths in --ablation_bit")
     check_needs(args, cells, first)
     records: dict[Key, Record] = {}
     try:

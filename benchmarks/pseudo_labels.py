@@ -25,7 +25,8 @@ from datasets.base import DataConfig, PairedDataset
 from engine.checkpoint import load_checkpoint
 from engine.cli import ArgumentParser, Compute, cache_folder, number, run
 from loss import cluster_centres, soft_assignment, target_distribution
-from myautoencoder.features import dataset_features, prepare_features
+from myautoencoder.features import dataset_features
+from myautoencoder.neighbours import prepare_features
 from network import rebuild_autoencoder
 from utils import InputError, resolve_path, setup_device
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from benchmarks.cells import Record, check_settings, damaged, read_json, warnings_in
 from datasets.base import OWN_IMAGES, PairedDataset
 from datasets.record import other_content
-from engine.checkpoint import load_checkpoint
+from engine.checkpoint import content_of, load_checkpoint
 from engine.cli import cache_folder
 from myautoencoder import autoencoder
 from train import parse_arguments
@@ -31,16 +31,21 @@ STAGE1 = "mrhash-autoencoder-1"  # the format of autoencoder.pth
 # computed.
 PLACES = {"data_dir", "pretrained_dp_path", "output_dir", "cache_dir", "resume", "overwrite",
           "workers", "device", "eval_frequency", "preset", "skip_bad", "skip_unpaired"}
-WORDS = {"alpha", "max_epoch"}  # None is a choice: auto, and none; elsewhere it is "as stage 1"
+# Where None is a choice: all of stage 1 but what depends on the images; of stage 2 auto and none,
+# since elsewhere it is "as stage 1".
+RESOLVED, WORDS = {"encoder", "R"}, {"alpha", "max_epoch"}
 
 GRACE = 2  # seconds
 running: set[subprocess.Popen] = set()  # the scripts that this process has started
 
 
-def settings_of(parsed: Namespace) -> dict[str, Any]:
-    """What a cell's config.json must say if the parsed command made it."""
+def settings_of(parsed: Namespace, chosen: Container[str]) -> dict[str, Any]:
+    """What a cell's config.json must say if the parsed command made it.
+
+    chosen: settings for which None counts.
+    """
     return {name: value for name, value in vars(parsed).items()
-            if name not in PLACES and (value is not None or name in WORDS)}
+            if name not in PLACES and (value is not None or name in chosen)}
 
 
 def run_script(log: Path, jobs: int, *command: object) -> None:
@@ -101,7 +106,9 @@ def pretrain(args: Namespace, cell: Path, seed: int, flags: Iterable[object],
                 "--eval_frequency", 0, *flags]
     if (cell / "autoencoder.pth").exists():
         parsed = autoencoder.parse_arguments([str(word) for word in command])
-        check_settings(cell, {**settings_of(parsed), "fingerprint": dataset.fingerprint})
+        chosen = vars(parsed).keys() - RESOLVED
+        check_settings(cell, {**settings_of(parsed, chosen), "fingerprint": dataset.fingerprint},
+                       vars(autoencoder.parse_arguments([])))
         checkpoint = load_checkpoint(cell / "autoencoder.pth", STAGE1)
         if args.weights_content not in (None, checkpoint["features"]["content"]):
             raise InputError(f"{cell} was made when {args.weights} had another content: choose "
@@ -144,37 +151,62 @@ def train_and_test(args: Namespace, cell: Path, pretrained: Path, bits: int, see
     trained = (cell / "mrhash.pth").exists() and not (cell / "last.pth").exists()
     tested = (cell / "results.json").exists()
     if trained or tested:
-        wanted = settings_of(parse_arguments([str(word) for word in command]))
-        wanted["fingerprint"] = load_checkpoint(pretrained, STAGE1)["fingerprint"]
-        check_settings(cell, wanted)
+        wanted = settings_of(parse_arguments([str(word) for word in command]), WORDS)
+        stage1 = load_checkpoint(pretrained, STAGE1)
+        wanted |= {"fingerprint": stage1["fingerprint"],
+                   "pretrained": content_of(stage1, stage1["model"])}
+        check_settings(cell, wanted, vars(parse_arguments(["--pretrained_dp_path", "x"])))
     if not trained and not tested:
         run_script(cell / "train.txt", args.jobs, "train.py", *command)
     if not tested:
-        run_script(cell / "test.txt", args.jobs, "test.py", "--hash_bit", bits, "--pretrain_path",
-                   cell / "mrhash.pth", "--cache_dir", args.cache_dir, "--save_codes",
-                   cell / "codes.npz")
+        _test(args, cell / "mrhash.pth", cell, bits, [])
         (cell / "last.pth").unlink(missing_ok=True)  # the optimiser's state of a finished run
-    return _record(cell, pretrained, bits, seed)
+    return _record(cell, cell, pretrained, bits, seed)
 
 
-def _warnings(cell: Path, stage1: Path) -> list[str]:
+def test_again(args: Namespace, cell: Path, trained: Path, pretrained: Path, bits: int, seed: int,
+               flags: Iterable[object]) -> Record:
+    """test.py into `cell` with other flags; the rest as train_and_test.
+
+    Args:
+        args: of the table.
+        cell: a folder in `trained`, so that one does not outlive the other.
+        trained: the folder of train_and_test, whose mrhash.pth is hashed with.
+        pretrained, bits, seed: as there.
+        flags: of test.py.
+    """
+    if not (cell / "results.json").exists():
+        _test(args, trained / "mrhash.pth", cell, bits, flags)
+    record = _record(cell, trained, pretrained, bits, seed)
+    return {**record, "cell": f"{trained.name}/{cell.name}"}
+
+
+def _test(args: Namespace, model: Path, cell: Path, bits: int, flags: Iterable[object]) -> None:
+    """test.py with a trained model; results and codes go into `cell`."""
+    run_script(cell / "test.txt", args.jobs, "test.py", "--hash_bit", bits, "--pretrain_path",
+               model, "--cache_dir", args.cache_dir, "--output_dir", cell, "--save_codes",
+               cell / "codes.npz", *flags)
+
+
+def _warnings(cell: Path, trained: Path, stage1: Path) -> list[str]:
     """What the three scripts warned of and is still true at the end."""
-    said = warnings_in(stage1 / "output.txt") + warnings_in(cell / "train.txt")
+    said = warnings_in(stage1 / "output.txt") + warnings_in(trained / "train.txt")
     # Of constant bits test.py knows, which train.py sees on the way.
     said = [text for text in said if "the same for all images" not in text]
     return list(dict.fromkeys(said + warnings_in(cell / "test.txt")))
 
 
-def _record(cell: Path, pretrained: Path, bits: int, seed: int) -> Record:
-    """What the files of a finished cell say."""
-    results, config = read_json(cell / "results.json"), read_json(cell / "config.json")
-    log = cell / "log.jsonl"
+def _record(cell: Path, trained: Path, pretrained: Path, bits: int, seed: int) -> Record:
+    """What the files of a finished cell say, and of the cell whose network it takes."""
+    results = read_json(cell / "results.json", "map", "R", "map_chance", "map_min", "map_max")
+    config = read_json(trained / "config.json", "environment", "image_size", "batch_size")
+    log = trained / "log.jsonl"
     try:
         last = json.loads(log.read_text().splitlines()[-1])
     except (IndexError, ValueError):
         raise damaged(log, "its last line is no record") from None
     epochs = config.get("head_epochs", 0)
-    if config["max_epoch"] is not None:
+    if config.get("max_epoch") is not None:
         epochs += config["max_epoch"] + 1
     return {"bits": bits, "seed": seed, "cell": cell.name,
             "map": results["map"], "R": results["R"], "chance": results["map_chance"],
@@ -183,6 +215,6 @@ def _record(cell: Path, pretrained: Path, bits: int, seed: int) -> Record:
             "latent_map": load_checkpoint(pretrained, STAGE1)["latent_map"],
             "image_size": config["image_size"], "epochs": epochs,
             "batch_size": config["batch_size"],
-            "warnings": _warnings(cell, pretrained.parent),
+            "warnings": _warnings(cell, trained, pretrained.parent),
             "device": config["environment"]["cuda"] or "cpu",
             "commit": config["environment"]["git_commit"]}

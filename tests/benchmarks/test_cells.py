@@ -58,8 +58,8 @@ def test_a_cell_waits_for_the_one_it_starts_from(tmp_path, jobs):
     failed = cells.run_cells(given, jobs, records, never)
     assert sorted(order[:2]) == ["first", "second"] and order[2:] == ["after first"] * 2
     assert set(records) == {("first", 1, 13), ("first", 2, 13)}
-    assert sorted(failed) == ["second 1: its autoencoder failed",
-                              "second 2: its autoencoder failed", "second: no luck"]
+    assert sorted(failed) == ["second 1: what it starts from failed",
+                              "second 2: what it starts from failed", "second: no luck"]
 
 
 def test_after_ctrl_c_no_cell_is_begun_and_what_is_done_is_known(tmp_path, monkeypatch):
@@ -106,6 +106,11 @@ def test_a_file_that_is_no_json_object_is_named(tmp_path):
         (tmp_path / "results.json").write_bytes(raw)
         with pytest.raises(InputError, match=rf"results.json is damaged \({reason}.*its folder"):
             cells.read_json(tmp_path / "results.json")
+    (tmp_path / "results.json").write_text('{"map": null, "R": 3}')
+    assert cells.read_json(tmp_path / "results.json", "R")["R"] == 3
+    for name in ("map", "chance"):
+        with pytest.raises(InputError, match=rf"damaged \(no {name}\)"):
+            cells.read_json(tmp_path / "results.json", "R", name)
 
 
 def test_the_folder_of_a_cell_says_its_flags():

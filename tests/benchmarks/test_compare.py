@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import time
 
@@ -31,13 +32,16 @@ def test_every_method_lengths_and_seeds_are_in_the_table(table):
         f"autoencoder-{name}-{seed}" for name in ("default", "preset-best") for seed in (13, 14)]
     assert "default--pseudo_labels-single-64px-0-128-8bit-13" in table.made["cells"]
     assert "preset-best--preset-best-16bit-14" in table.made["cells"]  # it brings its size
-    assert "| MrHash | 0.600 (0.000) | 0.513 (0.010) | 0.521 (0.010) |" in out
-    assert "| MrHash, single pseudo labels | 0.600 (0.000) | 0.513 (0.010) |  |" in out
+    sure = "0.513 [0.513, 0.513] (0.010)"
+    assert f"| MrHash | 0.600 (0.000) | {sure} | 0.521 [0.521, 0.521] (0.010) |" in out
+    assert f"| MrHash, single pseudo labels | 0.600 (0.000) | {sure} |  |" in out
     assert "[20/20]" in out
     written = (table.folder / "compare.md").read_text()
     assert written in out and "mAP@13" in written and "2 seeds" in written
     content = json.loads((table.folder / "compare.json").read_text())
     assert len(content["cells"]) == 16 and content["settings"]["seeds"] == 2
+    assert "fewer than 100" in written and "mAP@13 †" in written
+    assert content["cells"][0]["queries"] == 3 and content["cells"][0]["map_low"] > 0
     for name in ("map_by_bits.png", "precision_recall.png"):
         assert (table.folder / name).stat().st_size > 5000
     curve = list(csv.DictReader((table.folder / "precision_recall.csv").open(newline="")))
@@ -46,19 +50,23 @@ def test_every_method_lengths_and_seeds_are_in_the_table(table):
 
 def test_effects_are_compared_seed_by_seed(table):
     code, out, error, rows = table(
-        "--hash_bit", 8, "--differences", "--methods", "mrhash", "mrhash-batchmean", "mrhash-once",
+        "--hash_bit", 8, "--methods", "mrhash", "mrhash-batchmean", "mrhash-once", "best",
         "mrhash-unisource", "mrhash-none")
     assert code == 0, error
-    assert "points to the method that is changed: mean [each seed]" in out
-    assert "| MrHash | 0.600 (0.000) | 0.518 (0.020) |" in out
-    assert ("| MrHash, divergence averaged over the batch alone | 0.600 (0.000) "
-            "| 0.538 (0.060), +2.0 [+0.0 +2.0 +4.0] |") in out
-    same = "+0.0 [+0.0 +0.0 +0.0]"
-    assert ("| MrHash, unisource encoder | 0.610 (0.000), +1.0 [+1.0 +1.0 +1.0] "
-            f"| 0.518 (0.020), {same} |") in out
-    assert "| MrHash, pseudo labels made once | 0.600 (0.000) | 0.418 (0.020), -10.0 [" in out
+    # Of nine queries some draws have none of a seed's three: those are means of two seeds.
+    out = re.sub(r"\[(\+?)[\d.]+, \+?[\d.]+\]", r"[\1low, \1high]", out)
+    assert "| MrHash | 0.600 (0.000) | 0.518 [low, high] (0.020) |" in out
+    assert ("| MrHash, divergence averaged over the batch alone | MrHash "
+            "| +2.0 [+low, +high], +0.0 +2.0 +4.0 |") in out
+    assert "| MrHash, unisource encoder | MrHash | +0.0 [+low, +high], +0.0 +0.0 +0.0 |" in out
+    assert "| MrHash, pseudo labels made once | MrHash | -10.0 [-10.0, -10.0], -10.0" in out
+    assert "| MrHash | MrHash, `--preset best` | -10.0 [-10.0, -10.0], -10.0 -10.0 -10.0 |" in out
+    apart = list(csv.DictReader((table.folder / "differences.csv").open(newline="")))
+    assert len(apart) == 15
+    once, = (line for line in apart if (line["method"], line["above"]) == ("best", "mrhash-once"))
+    assert float(once["difference"]) == pytest.approx(0.2) == float(once["seed 14"])
     # Each autoencoder leads to its own cells.
-    assert len(table.made["pretrained"]) == 9 and len(table.made["cells"]) == 15 == len(rows)
+    assert len(table.made["pretrained"]) == 12 and len(table.made["cells"]) == 18 == len(rows)
     assert "autoencoder-source2-none-14" in table.made["pretrained"]
     assert "source2-none--default-64px-0-128-8bit-14" in table.made["cells"]
 
@@ -77,8 +85,8 @@ def test_a_failed_cell_leaves_the_others_and_a_failed_autoencoder_its_own(table)
     code, out, error, rows = table(*flags)
     assert code == 2 and "Traceback" not in error
     assert "5 of the cells failed" in error and "no luck" in error
-    assert "MrHash, `--preset best`, 8 bits, seed 13: its autoencoder failed" in error
-    assert "| MrHash | 0.600 (0.000) | 0.508, 1 of 2 seeds | 0.521 (0.010) |" in out
+    assert "MrHash, `--preset best`, 8 bits, seed 13: what it starts from failed" in error
+    assert "| MrHash | 0.600 (0.000) | 0.508 [0.508, 0.508], 1 of 2 seeds |" in out
     assert len([row for row in rows if row["method"] == "itq"]) == 4
     table.made["unlucky"] = lambda name, bits, seed: False
     code, _, error, rows = table(*flags)
@@ -93,6 +101,32 @@ def test_without_a_second_source_what_needs_one_is_left_out(table):
     assert ("left out, there is no second source: float-both, mrhash-none, mrhash-unisource, "
             "best-none") in out
     assert {row["method"] for row in rows} == {"mrhash"} and "one seed" in out
+    code, _, error, _ = table("--hash_bit", 8, "--methods", "mrhash", "float-both", "--against",
+                              "float-both")
+    assert code == 2 and "--against float-both: it is left out, there is no second sou" in error
+    code, _, error, _ = table("--hash_bit", 8, "--methods", "float-both")
+    assert code == 2 and "no row is left, so there is nothing to compare" in error
+
+
+def test_differences_are_told_from_the_best_or_the_last_row_that_is_no_ablation():
+    assert compare.reference_of(["itq", "best", "best-none", "mrhash-8"]) == "best"
+    assert compare.reference_of(["itq", "mrhash", "mrhash-8"]) == "mrhash"
+    assert compare.reference_of(["mrhash-8", "mrhash-32"]) == "mrhash-32"
+    assert compare.reference_of([]) is None
+
+
+def test_a_row_that_only_hashes_takes_the_network_of_another_or_has_it_trained(table):
+    flags = ["--hash_bit", 8, "--seeds", 1, "--methods", "best-views"]
+    code, _, error, rows = table(*flags)
+    assert code == 0 and [row["method"] for row in rows] == ["best-views"], error
+    network = "preset-best--preset-best-8bit-13"
+    assert table.made["cells"] == [network, "views-8"]
+    code, _, error, rows = table(*flags, "best")
+    assert code == 0 and len(rows) == 2, error
+    assert table.made["cells"] == [network, "views-8"]
+    table.made["unlucky"] = lambda name, bits, seed: name == network
+    code, _, error, rows = table(*flags)
+    assert code == 2 and "8 bits, seed 13: what it starts from failed" in error
 
 
 def test_an_ablation_without_a_length_is_not_prepared(table):
@@ -170,21 +204,23 @@ def test_images_without_labels_cannot_be_compared(tmp_path, call_main):
 QUICK_BEST = """
 from dataclasses import replace
 from benchmarks.methods import BEST, TRAINED
-TRAINED["best"] = replace(TRAINED["best"], first=[*BEST, "--epoch", 20])
+for name in ("best", "best-views"):
+    TRAINED[name] = replace(TRAINED[name], first=[*BEST, "--epoch", 20])
 """
 
 
 def test_a_table_of_pairs_is_killed_and_continued(pairs, zygote, tmp_path, call_main, monkeypatch):
     flags = ["--data_name", "pairs", "--source1", pairs / "coarse", "--source2", pairs / "fine",
              "--backbone", "squeezenet1_1", "--weights", "none", "--hash_bit", 8, "--seeds", 1,
-             "--methods", "float", "itq", "best", "--cache_dir", tmp_path / "cache",
+             "--methods", "float", "itq", "best", "best-views", "--cache_dir", tmp_path / "cache",
              "--output_dir", tmp_path]
-    monkeypatch.setitem(TRAINED, "best", TRAINED["best"])  # what is put back
+    for name in ("best", "best-views"):
+        monkeypatch.setitem(TRAINED, name, TRAINED[name])  # what is put back
     exec(QUICK_BEST, {})
     # A group of its own, which is killed with the scripts that it has started.
     first = zygote.start(tmp_path / "first.txt", ROOT / "benchmarks" / "compare.py", *flags,
                          prepare=f"{QUICK_BEST}import os; os.setsid()")
-    result = tmp_path / "pairs" / "autoencoder-preset-best-epoch-20-13" / "autoencoder.pth"
+    result = tmp_path / "coarse_fine" / "autoencoder-preset-best-epoch-20-13" / "autoencoder.pth"
     for _ in range(600):
         if result.exists():
             break
@@ -192,7 +228,7 @@ def test_a_table_of_pairs_is_killed_and_continued(pairs, zygote, tmp_path, call_
     assert result.exists(), (tmp_path / "first.txt").read_text()
     os.killpg(first, signal.SIGKILL)
     assert zygote.wait(first) == -signal.SIGKILL
-    assert not (tmp_path / "pairs" / "compare.csv").exists()
+    assert not (tmp_path / "coarse_fine" / "compare.csv").exists()
 
     commands = []
 
@@ -204,13 +240,19 @@ def test_a_table_of_pairs_is_killed_and_continued(pairs, zygote, tmp_path, call_
     monkeypatch.setattr(trained, "run_script", run_script_quickly)
     code, out, error = call_main(compare.main, *flags)
     assert code == 0, error
-    assert commands == ["train.py", "test.py"]
-    with open(tmp_path / "pairs" / "compare.csv", newline="") as file:
+    assert commands == ["train.py", "test.py", "test.py"]
+    with open(tmp_path / "coarse_fine" / "compare.csv", newline="") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["float", "itq", "best"]
+    assert list(rows) == ["float", "itq", "best", "best-views"]
     assert float(rows["best"]["map"]) > float(rows["best"]["chance"]) + 0.15
-    results = json.loads((tmp_path / "pairs" / rows["best"]["cell"] / "results.json").read_text())
+    cell = tmp_path / "coarse_fine" / rows["best"]["cell"]
+    results = json.loads((cell / "results.json").read_text())
     assert results["map"] == pytest.approx(float(rows["best"]["map"]), abs=1e-6)
+    assert rows["best-views"]["cell"] == f"{cell.name}/views-8"
+    assert rows["best-views"]["train_seconds"] == rows["best"]["train_seconds"]
+    views = tmp_path / "coarse_fine" / rows["best-views"]["cell"]
+    assert json.loads((views / "results.json").read_text())["views"] == 8
+    assert "8 bits of 8 views, 3 queries" in (views / "test.txt").read_text()
     code, again, _ = call_main(compare.main, *flags)
-    assert code == 0 and len(commands) == 2
+    assert code == 0 and len(commands) == 3
     assert again.splitlines()[-8:] == out.splitlines()[-8:]

@@ -91,12 +91,22 @@ def test_a_cell_of_another_preset_seed_or_split_is_not_read(cell):
             (12, 13, ["--alpha", 3], "alpha 1.0, not 3.0")):
         with pytest.raises(InputError, match=re.escape(says)):
             train_and_test(args, folder, bits, seed, [*SECOND, *more])
-    with pytest.raises(InputError, match="neighbours 0, not 10"):
+    config = json.loads((folder / "ae" / "config.json").read_text())
+    for name, value in (("range1", "0,128"), ("max_per_class", 5), ("split_dir", "lists")):
+        (folder / "ae" / "config.json").write_text(json.dumps({**config, name: value}))
+        with pytest.raises(InputError, match=f"{name} {value}, not None"):
+            pretrain(args, folder)
+    (folder / "ae" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="neighbours 0, not None"):
         pretrain(args, folder, [*FIRST, "--preset", "best"])
     with pytest.raises(InputError, match=r"was made with fingerprint "):
         pretrain(args, folder, change=lambda found: replace(found, query=found.query[1:]))
     path = folder / "ae" / "autoencoder.pth"
-    torch.save({**torch.load(path, weights_only=True), "fingerprint": "other"}, path)
+    stage1 = torch.load(path, weights_only=True)
+    torch.save({**stage1, "model": {name: x + 1 for name, x in stage1["model"].items()}}, path)
+    with pytest.raises(InputError, match=r"pretrained \w+, not \w+:"):
+        train_and_test(args, folder)
+    torch.save({**stage1, "fingerprint": "other"}, path)
     with pytest.raises(InputError, match=r"fingerprint .* not other"):
         train_and_test(args, folder)
 
