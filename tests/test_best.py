@@ -258,7 +258,7 @@ def test_the_preset_runs_through_all_three_scripts_and_wins_over_labels_it_never
               tmp_path / "weights.pth", "--cache_dir", tmp_path / "cache"]
     done(capsys, AUTOENCODER, *stage1, "--output_dir", tmp_path / "ae")
     features = load(tmp_path / "ae" / "autoencoder.pth")["features"]
-    assert (features["neighbours"], features["feature_norm"]) == (10, "unit")
+    assert (features["neighbours"], features["feature_norm"]) == (2, "unit")
 
     train = ["--preset", "best", "--pretrained_dp_path", tmp_path / "ae" / "autoencoder.pth",
              "--hash_bit", 12, "--n_clusters", 6, "--batch_size", 16, "--eval_frequency", 0,
