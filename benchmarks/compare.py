@@ -86,7 +86,7 @@ def _add_table_flags(group: Group) -> None:
     add("--curve_bit", type=BITS,
         help="length whose precision and recall are drawn (default: 64, or the longest)")
     add("--format", nargs="+", choices=FORMATS, default=["png"], help="of the figures")
-    add("--title", help="of tables and figures")
+    add("--title", type=lambda text: " ".join(text.split()), help="of tables and figures, one line")
 
 
 def _add_cell_flags(group: Group) -> None:

@@ -77,6 +77,10 @@ def test_a_word_stands_for_a_method_and_all_that_change_it():
     assert {name.split("-")[0] for name in parsed.methods} == {"itq", "best"}
 
 
+def test_a_title_is_one_line():
+    assert compare.parse_arguments(["--title", "Aerial\nimages "]).title == "Aerial images"
+
+
 def test_a_failed_cell_leaves_the_others_and_a_failed_autoencoder_its_own(table):
     table.made["unlucky"] = lambda name, bits, seed: (
         (bits, seed) == (8, 14) or name == "autoencoder-preset-best-13")
