@@ -228,15 +228,15 @@ def add_method_flags(group: argparse._ArgumentGroup) -> None:
                        help="only checked: the width of the latent is the autoencoder's")
     group.add_argument("--n_clusters", type=number(int, 1), default=16,
                        help="pseudo classes; take about as many as you expect kinds of scenes")
-    group.add_argument("--alpha", type=number_or("auto", float, 1e-6), default=1.0,
+    group.add_argument("--alpha", type=number_or("auto", float, 1e-6),
                        help="degrees of freedom of the probability function; 1 (as published) was "
                             "made for maps of two dimensions and gives nearly flat labels in many; "
-                            "auto is latent_dim - 1")
-    group.add_argument("--label_spread", type=number(float, 0, 0.999), default=0.0,
+                            "auto (the default) is latent_dim - 1")
+    group.add_argument("--label_spread", type=number(float, 0, 0.999), default=0.2,
                        help="the share of the clusters over which a soft assignment is spread (exp "
                             "of its entropy), reached by centring and scaling the latent, which "
-                            "changes nothing else; 0.2 is a fair start with --alpha auto; 0 takes "
-                            "the latent as it comes (as published)")
+                            "changes nothing else; more for 5 clusters or fewer; 0 takes the "
+                            "latent as it comes (as published)")
     group.add_argument("--pseudo_labels", choices=("multi", "single"), default="multi",
                        help="multi: the target distribution; single: one-hot, its largest entry "
                             "alone, to see what the many are worth")

@@ -11,7 +11,7 @@ from benchmarks.deep import DEEP
 BEST = ("--preset", "best")
 PUBLISHED = ("--preset", "published")
 EIGHT = ("--views", 8)
-SHARP = ("--alpha", "auto", "--label_spread", 0.2)
+FLAT = ("--alpha", 1, "--label_spread", 0)
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def _best(title: str, first: Sequence[object] = (), second: Sequence[object] = (
 
 TRAINED = {
     "mrhash": Method("MrHash"),
+    "mrhash-flat": _mrhash("probability function as published", second=FLAT),
     "mrhash-none": _mrhash("no second source", ["--source2", "none"], pairs=True),
     "mrhash-unisource": _mrhash("unisource encoder", ["--encoder", "unisource"], pairs=True),
     "mrhash-single": _mrhash("single pseudo labels", second=["--pseudo_labels", "single"]),
@@ -70,8 +71,7 @@ TRAINED = {
     "best-one-round": _best("averaged once", ["--averaging_rounds", 1]),
     "best-10-neighbours": _best("10 neighbours", ["--neighbours", 10]),
     "best-no-norm": _best("features not normalised", ["--feature_norm", "none"]),
-    "best-flat": _best("probability function as published",
-                       second=["--alpha", 1, "--label_spread", 0]),
+    "best-flat": _best("probability function as published", second=FLAT),
     "best-16": _best("16 clusters", second=["--n_clusters", 16]),
     "best-64": _best("64 clusters", second=["--n_clusters", 64]),
     "best-no-head": _best("no hidden layer", second=["--head_width", 0]),
@@ -88,8 +88,6 @@ TRAINED = {
     "mrhash-batchmean": _mrhash("divergence averaged over the batch alone",
                                 second=["--kl", "batchmean"]),
     "mrhash-once": _mrhash("pseudo labels made once", second=["--targets", "once"]),
-    "mrhash-sharp": _mrhash("sharp labels", second=SHARP),
-    "mrhash-sharp-once": _mrhash("sharp labels, made once", second=[*SHARP, "--targets", "once"]),
     "mrhash-fixed": _mrhash("centres fixed", second=["--centres", "fixed"]),
     "mrhash-lambda0-0": _mrhash("no reconstruction in stage 2", second=["--lambda0", 0]),
     "mrhash-8": _mrhash("8 clusters", second=["--n_clusters", 8]),
@@ -117,8 +115,8 @@ BOTH = {"float-both", "greedyhash-both", "bihalf-both"}
 PAIRED = {*BOTH, *(name for name, method in TRAINED.items() if method.pairs)}
 ALONE = {name for name, method in TRAINED.items() if "--source2" in method.first}  # with none
 
-USUAL = [*FLOATS, *BASELINES, *DEEP, "mrhash", "mrhash-none", "mrhash-unisource", "mrhash-single",
-         "mrhash-frozen", "best", "best-none", "best-views"]
+USUAL = [*FLOATS, *BASELINES, *DEEP, "mrhash-flat", "mrhash", "mrhash-none", "mrhash-unisource",
+         "mrhash-single", "mrhash-frozen", "best", "best-none", "best-views"]
 # Words for many methods at once: a method and all that change one setting of it.
 GROUPS = {word: [base, *(name for name, method in TRAINED.items() if method.base == base)]
           for word, base in (("effects", "mrhash"), ("parts", "best"))}

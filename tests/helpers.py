@@ -79,7 +79,8 @@ def stage2_flags(stage1):
     """A quick train.py that begins with the checkpoint `stage1`."""
     return ["--pretrained_dp_path", stage1, "--hash_bit", 12, "--model_type", "resnet18",
             "--weights", "none", "--multi_lr", 1, "--image_size", 32, "--n_clusters", 4,
-            "--max_epoch", 2, "--batch_size", 16, "--eval_frequency", 2, *SMALL]
+            "--label_spread", 0.5, "--max_epoch", 2, "--batch_size", 16, "--eval_frequency", 2,
+            *SMALL]
 
 
 def read_results(folder):

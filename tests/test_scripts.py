@@ -162,7 +162,7 @@ def test_a_folder_of_ones_own_is_a_data_set_in_all_three_scripts(tmp_path, capsy
     stage1 = root / "runs" / "autoencoder_tiles 2024" / "autoencoder.pth"
     assert load(stage1)["network"]["encoder"] == "unisource"
 
-    train = ["--hash_bit", 12, *QUICK, "--weights", "none", "--image_size", 32, "--n_clusters", 4,
+    train = ["--hash_bit", 12, *QUICK, "--weights", "none", "--image_size", 32, "--n_clusters", 6,
              "--max_epoch", 0, *run]
     done(capsys, "train.py", "--pretrained_dp_path",
          "runs/autoencoder_tiles 2024/autoencoder.pth", *train)

@@ -27,8 +27,7 @@ def test_every_method_is_a_setting_that_the_scripts_know_and_differs_from_its_ba
         changed = {key for key, value in known[name].items() if known[method.base][key] != value}
         several = {"mrhash-published", "mrhash-published-frozen"}
         # One setting: eval_frequency only says when --select looks, and some flags go together.
-        most = 99 if name in several else {"best-learning": 3, "best-flat": 2,
-                                           "mrhash-sharp": 2, "mrhash-sharp-once": 3,
+        most = 99 if name in several else {"best-learning": 3, "best-flat": 2, "mrhash-flat": 2,
                                            "mrhash-select-test-map": 2}.get(name, 1)
         assert 1 <= len(changed) <= most, f"{name} changes {changed}"
 

@@ -38,7 +38,7 @@ def cell(trained, tmp_path, monkeypatch):
 
 # What the fixture's scripts were given and a table would not give.
 FIRST = ["--image_size", 32, "--epoch", 6, "--batch_size", 16]
-SECOND = ["--multi_lr", 1, "--n_clusters", 4]
+SECOND = ["--multi_lr", 1, "--n_clusters", 4, "--label_spread", 0.5]
 
 
 def pretrain(args, folder, flags=FIRST, change=lambda dataset: dataset):
@@ -87,8 +87,8 @@ def test_a_cell_of_another_preset_seed_or_split_is_not_read(cell):
     args, folder, _ = cell
     for bits, seed, more, says in (
             (12, 14, [], "seed 13, not 14"), (16, 13, [], "hash_bit 12, not 16"),
-            (12, 13, ["--preset", "best"], "label_spread 0.0, not 0.2"),
-            (12, 13, ["--alpha", 3], "alpha 1.0, not 3.0")):
+            (12, 13, ["--preset", "best"], "label_spread 0.5, not 0.2"),
+            (12, 13, ["--alpha", 3], "alpha None, not 3.0")):
         with pytest.raises(InputError, match=re.escape(says)):
             train_and_test(args, folder, bits, seed, [*SECOND, *more])
     config = json.loads((folder / "ae" / "config.json").read_text())
@@ -153,7 +153,7 @@ def test_a_preset_brings_its_size_and_amp_is_passed_on(cell):
         assert train[0] == "train.py" and "--amp" in train and test[0] == "test.py"
         for flag in ("--image_size", "--max_epoch", "--batch_size"):
             assert (flag in train) == sized
-        assert train[-4:] == ["--multi_lr", "1", "--n_clusters", "4"]
+        assert train[-6:] == [str(word) for word in SECOND]
 
 
 def test_flags_of_ones_own_images_reach_the_script(cell):
