@@ -108,6 +108,13 @@ def soft_assignment(latent: Tensor, centres: Tensor, alpha: float = 1.0) -> Tens
     return _student_t(squared, alpha)
 
 
+def degrees_of_freedom(alpha: float | None, latent_dim: int) -> float:
+    """`alpha` of soft_assignment where it is given, else that of a space of latent_dim dimensions:
+    one less (van der Maaten, AISTATS 2009).
+    """
+    return max(1.0, latent_dim - 1.0) if alpha is None else alpha
+
+
 def _student_t(squared: Tensor, alpha: float) -> Tensor:
     """The kernel of squared distances (N, C), rows normalised."""
     # Through logarithms: with a large alpha the powers of far centres would leave float32.

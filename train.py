@@ -33,7 +33,7 @@ from engine.distributed import wrap_for_ranks
 from engine.epoch import ShuffledEpoch
 from engine.loop import Run
 from engine.monitor import is_due, monitored_R
-from loss import multi_semantic_loss, single_labels, target_distribution
+from loss import degrees_of_freedom, multi_semantic_loss, single_labels, target_distribution
 from myautoencoder.phases import measure_codes, plan_phases, warn_of_constant_bits
 from myautoencoder.stage1 import load_stage1, make_centres, training_features
 from network import HashNetwork, MrHash, MultisourceAutoencoder, load_backbone, rebuild_autoencoder
@@ -56,8 +56,7 @@ def main() -> None:
     images = image_record(dataset, compute.cache_dir)
 
     # ------------------------------------------------------------ model
-    # None is --alpha auto.
-    alpha = max(1.0, autoencoder.latent_dim - 1.0) if args.alpha is None else args.alpha
+    alpha = degrees_of_freedom(args.alpha, autoencoder.latent_dim)
     centres = make_centres(autoencoder.to(device), features, alpha, args)
     backbone = load_backbone(args.model_type, args.weights, args.image_size, args.batch_norm,
                              args.normalise)
@@ -228,15 +227,7 @@ def add_method_flags(group: argparse._ArgumentGroup) -> None:
                        help="only checked: the width of the latent is the autoencoder's")
     group.add_argument("--n_clusters", type=number(int, 1), default=16,
                        help="pseudo classes; take about as many as you expect kinds of scenes")
-    group.add_argument("--alpha", type=number_or("auto", float, 1e-6),
-                       help="degrees of freedom of the probability function; 1 (as published) was "
-                            "made for maps of two dimensions and gives nearly flat labels in many; "
-                            "auto (the default) is latent_dim - 1")
-    group.add_argument("--label_spread", type=number(float, 0, 0.999), default=0.2,
-                       help="the share of the clusters over which a soft assignment is spread (exp "
-                            "of its entropy), reached by centring and scaling the latent, which "
-                            "changes nothing else; more for 5 clusters or fewer; 0 takes the "
-                            "latent as it comes (as published)")
+    network_flags.add_label_flags(group)
     group.add_argument("--pseudo_labels", choices=("multi", "single"), default="multi",
                        help="multi: the target distribution; single: one-hot, its largest entry "
                             "alone, to see what the many are worth")

@@ -10,6 +10,7 @@ n_clusters says nothing at all. What is lost here no hash network can know.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,18 +25,21 @@ from data_loader import load_dataset
 from datasets.base import DataConfig, PairedDataset
 from engine.checkpoint import load_checkpoint
 from engine.cli import ArgumentParser, Compute, cache_folder, number, run
-from loss import cluster_centres, soft_assignment, target_distribution
+from engine.network_flags import add_label_flags
+from loss import (
+    cluster_centres,
+    degrees_of_freedom,
+    label_spread,
+    latent_scale,
+    soft_assignment,
+    target_distribution,
+)
 from myautoencoder.features import dataset_features
 from myautoencoder.neighbours import prepare_features
 from network import rebuild_autoencoder
 from utils import InputError, resolve_path, setup_device
 
 STARTS = 20  # of k-means, as in train.py
-
-
-def spread(labels: Tensor) -> float:
-    """exp(mean entropy) of the rows of (N, C)."""
-    return float(torch.special.entr(labels).sum(dim=1).mean().exp())
 
 
 def latents_of(path: Path, data_dir: str | None, compute: Compute) -> tuple[PairedDataset, Tensor]:
@@ -58,8 +62,8 @@ def latents_of(path: Path, data_dir: str | None, compute: Compute) -> tuple[Pair
     return dataset, autoencoder.encode_all(features).cpu()
 
 
-def lines_of(name: str, dataset: PairedDataset, latent: Tensor, numbers: Sequence[int],
-             seed: int) -> Iterator[str]:
+def lines_of(name: str, dataset: PairedDataset, latent: Tensor, args: argparse.Namespace
+             ) -> Iterator[str]:
     """A line of the table for each number of clusters."""
     labels = dataset.labels[dataset.query], dataset.database_labels
     R = hamming.smallest_class(labels[1])
@@ -69,12 +73,17 @@ def lines_of(name: str, dataset: PairedDataset, latent: Tensor, numbers: Sequenc
         return hamming.float_map(query, database, *labels, R=R)
 
     training = latent[dataset.train]
-    for count in numbers:
-        centres = torch.from_numpy(cluster_centres(training.numpy(), count, STARTS, seed))
-        q = soft_assignment(training, centres)
-        yield tables.row(name, count, f"{value(latent):.3f}",
-                         f"{value(soft_assignment(latent, centres)):.3f}",
-                         f"{spread(q):.1f}", f"{spread(target_distribution(q)):.1f}")
+    alpha = degrees_of_freedom(args.alpha, latent.shape[1])
+    for count in args.n_clusters:
+        centres = torch.from_numpy(cluster_centres(training.numpy(), count, STARTS, args.seed))
+        factor = 1.0
+        if args.label_spread:
+            factor = latent_scale(training, centres, alpha, args.label_spread)
+        q = soft_assignment(latent * factor, centres * factor, alpha)
+        pseudo = q[dataset.train]
+        yield tables.row(name, count, f"{value(latent):.3f}", f"{value(q):.3f}",
+                         f"{label_spread(pseudo):.1f}",
+                         f"{label_spread(target_distribution(pseudo)):.1f}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -83,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("autoencoders", nargs="+", help="autoencoder.pth files whose images have labels")
     add("--n_clusters", type=number(int, 1), nargs="+", default=[16], help="as for train.py")
+    add_label_flags(parser)
     add("--seed", type=number(int, 0), default=13, help="of k-means, as for train.py")
     add("--data_dir", help="when the images lie elsewhere now")
     add("--cache_dir", default="cache", help="as for train.py")
@@ -93,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                             "clusters a label: q", "p")]
     for path in map(resolve_path, args.autoencoders):
         dataset, latent = latents_of(path, args.data_dir, compute)
-        lines += lines_of(path.parent.name, dataset, latent, args.n_clusters, args.seed)
+        lines += lines_of(path.parent.name, dataset, latent, args)
     print("\n".join(lines))
 
 

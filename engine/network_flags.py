@@ -42,6 +42,19 @@ def add_views_flag(group: argparse._ArgumentGroup, what: str, default: int | Non
     group.add_argument("--views", type=int, choices=(1, 2, 4, 8), default=default, help=text)
 
 
+def add_label_flags(group: argparse._ArgumentGroup) -> None:
+    """--alpha and --label_spread: how sharp pseudo multi-labels are."""
+    group.add_argument("--alpha", type=number_or("auto", float, 1e-6),
+                       help="degrees of freedom of the probability function; 1 (as published) was "
+                            "made for maps of two dimensions and gives nearly flat labels in many; "
+                            "auto (the default) is latent_dim - 1")
+    group.add_argument("--label_spread", type=number(float, 0, 0.999), default=0.2,
+                       help="the share of the clusters over which a soft assignment is spread (exp "
+                            "of its entropy), reached by centring and scaling the latent, which "
+                            "changes nothing else; more for 5 clusters or fewer; 0 takes the "
+                            "latent as it comes (as published)")
+
+
 def add_feature_file_flags(group: argparse._ArgumentGroup, inherited: bool) -> None:
     """--features1 and --features2. `inherited`: unset ones come from the checkpoint."""
     for source in (1, 2):

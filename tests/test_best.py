@@ -211,7 +211,7 @@ def test_a_fixed_autoencoder_stays_and_the_codes_do_not_notice(trained, tmp_path
     models = {}
     for choice in ("trained", "fixed"):
         train(capsys, trained, tmp_path / choice, "--targets", "once", "--centres", "fixed",
-              "--max_epoch", 0, "--autoencoder", choice)
+              "--label_spread", 0, "--max_epoch", 0, "--autoencoder", choice)
         models[choice] = load(tmp_path / choice / "mrhash.pth")["model"]
     before = load(stage1_of(trained))["model"]
     for name, value in before.items():

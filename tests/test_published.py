@@ -77,7 +77,8 @@ def test_our_defaults_differ_from_the_preset_where_the_documents_say():
     assert differing == {
         "autoencoder.py encoder": ("unisource", None), "autoencoder.py init": ("torch", "he"),
         "autoencoder.py select": ("test_map", "loss"), "train.py batch_norm": ("adapt", "auto"),
-        "train.py views": (1, None)}
+        "train.py views": (1, None), "train.py alpha": (1.0, None),
+        "train.py label_spread": (0.0, 0.2)}
 
 
 def test_a_flag_beside_the_preset_wins_before_and_after_it():
@@ -223,7 +224,7 @@ def observed(capsys, monkeypatch, flags):
 
 def test_targets_are_made_anew_each_epoch_or_once_and_centres_move_or_stay(
         trained, tmp_path, capsys, monkeypatch):
-    stage2 = quick_flags(trained)
+    stage2 = [*quick_flags(trained), "--alpha", 1, "--label_spread", 0]
     targets, kmeans, centres = observed(
         capsys, monkeypatch, [*stage2, "--output_dir", tmp_path / "default"])
     assert len(targets) == 3

@@ -13,8 +13,8 @@ from loss import cluster_centres
 
 def test_the_table_of_pseudo_labels_measures_what_it_says(trained, call_main):
     path = trained[0] / "ae" / "autoencoder.pth"
-    code, out, error = call_main(pseudo_labels.main, path, "--n_clusters", 2, 5,
-                                 "--cache_dir", "none")
+    published = ["--n_clusters", 2, 5, "--alpha", 1, "--label_spread", 0]
+    code, out, error = call_main(pseudo_labels.main, path, *published, "--cache_dir", "none")
     assert code == 0, error
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines()
             if line.startswith("| ae")]
@@ -42,10 +42,12 @@ def test_the_table_of_pseudo_labels_measures_what_it_says(trained, call_main):
     assert float(rows[1][4]) == pytest.approx(np.exp(entropy), abs=0.06)
 
 
-def test_the_spread_of_a_label_is_the_number_of_clusters_that_it_names():
-    halves = torch.tensor([[0.5, 0.5, 0], [0.5, 0, 0.5]])
-    assert pseudo_labels.spread(halves) == pytest.approx(2)
-    assert pseudo_labels.spread(torch.eye(3)) == pytest.approx(1)
+def test_labels_are_as_sharp_as_training_makes_them(trained, call_main):
+    path = trained[0] / "ae" / "autoencoder.pth"
+    code, out, error = call_main(pseudo_labels.main, path, "--n_clusters", 10, "--cache_dir",
+                                 "none")
+    assert code == 0, error
+    assert out.splitlines()[-1].split("|")[5].strip() == "2.0"  # a fifth of them
 
 
 def test_without_labels_there_is_nothing_to_measure(trained, tmp_path, call_main):

@@ -87,7 +87,7 @@ def test_a_cell_of_another_preset_seed_or_split_is_not_read(cell):
     args, folder, _ = cell
     for bits, seed, more, says in (
             (12, 14, [], "seed 13, not 14"), (16, 13, [], "hash_bit 12, not 16"),
-            (12, 13, ["--preset", "best"], "label_spread 0.5, not 0.2"),
+            (12, 13, ["--preset", "best"], "head_width 0, not 512"),
             (12, 13, ["--alpha", 3], "alpha None, not 3.0")):
         with pytest.raises(InputError, match=re.escape(says)):
             train_and_test(args, folder, bits, seed, [*SECOND, *more])

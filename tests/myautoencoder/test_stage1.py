@@ -126,7 +126,7 @@ def points():
 
 def test_centres_are_those_of_k_means_of_the_latents():
     model, x = points()
-    args = parse("x", "--n_clusters", 3, "--seed", 5)
+    args = parse("x", "--n_clusters", 3, "--label_spread", 0, "--seed", 5)
     found = make_centres(model, x, 1.0, args)
     latent = model.encode_all(x)
     expected = cluster_centres(latent.numpy(), 3, starts=20, seed=5)
@@ -137,7 +137,7 @@ def test_centres_are_those_of_k_means_of_the_latents():
 def test_with_a_label_spread_latents_and_centres_are_moved_together():
     model, x = points()
     before = model.encode_all(x)
-    plain = make_centres(model, x, 5.0, parse("x", "--n_clusters", 3))
+    plain = make_centres(model, x, 5.0, parse("x", "--n_clusters", 3, "--label_spread", 0))
     found = make_centres(model, x, 5.0, parse("x", "--n_clusters", 3, "--label_spread", 0.5))
     after = model.encode_all(x)
     torch.testing.assert_close(after.mean(dim=0), torch.zeros(6), atol=1e-4, rtol=0)
@@ -289,7 +289,7 @@ def test_a_resumed_stage_2_finds_files_that_moved_when_it_is_told(authors, tmp_p
     line = refused(capsys, "train.py", *train, "--resume", "--max_epoch", 1)
     assert "which are not there now: name their new place with --features2" in line
     out, _ = done(capsys, "train.py", *train, "--resume", "--max_epoch", 1, "--features2", moved,
-                  "--preset", "published", "--batch_norm", "auto")
+                  "--preset", "published", "--batch_norm", "auto", "--alpha", "auto")
     assert "resuming" in out
     np.savez(tmp_path / "1.npz", **content_of(lists, 1))
     new = [*train[:-1], tmp_path / "mr2"]
