@@ -43,7 +43,8 @@ def latex_table(records: Mapping[Any, Mapping[str, Any]], title: str, precision:
     R = " and ".join(f"{R:,}" for R in sorted({record["R"] for record in records.values()}))
     seeds = len({key[2] for key in records})
     heads = ["floats" if bits is None else f"{bits} bits" for bits in columns]
-    lines = [r"\begin{table*}", r"\centering", r"\footnotesize", r"\setlength{\tabcolsep}{4pt}",
+    lines = [r"% \usepackage{booktabs}", r"\begin{table*}", r"\centering", r"\footnotesize",
+             r"\setlength{\tabcolsep}{4pt}",
              rf"\begin{{tabular}}{{l{'c' * len(columns)}}}", r"\toprule",
              f"method & {' & '.join(heads)} \\\\", r"\midrule"]
     for name in dict.fromkeys(name for name, _ in means):
@@ -63,7 +64,7 @@ def latex_table(records: Mapping[Any, Mapping[str, Any]], title: str, precision:
     lines += [r"\bottomrule", r"\end{tabular}",
               rf"\caption{{{latex_text(title)}: mAP@{R}, expected over ties, mean of "
               rf"{seeds} seed{'s' * (seeds > 1)}, $\pm$ half of the 95\,\% bootstrap interval over "
-              f"queries.{starred}}}", r"\end{table*}", ""]
+              f"queries.{starred}}}", r"\label{tab:map}", r"\end{table*}", ""]
     return "\n".join(lines)
 
 

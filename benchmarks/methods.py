@@ -50,7 +50,7 @@ def _best(title: str, first: Sequence[object] = (), second: Sequence[object] = (
 
 TRAINED = {
     "mrhash": Method("MrHash"),
-    "mrhash-flat": _mrhash("probability function as published", second=FLAT),
+    "mrhash-flat": _mrhash("labels as published", second=FLAT),
     "mrhash-none": _mrhash("no second source", ["--source2", "none"], pairs=True),
     "mrhash-unisource": _mrhash("unisource encoder", ["--encoder", "unisource"], pairs=True),
     "mrhash-single": _mrhash("single pseudo labels", second=["--pseudo_labels", "single"]),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks import tables
 from benchmarks.cells import Key, Record
+from benchmarks.deep import DEEP
 from benchmarks.intervals import FEW
 from benchmarks.latex import latex_table
 from benchmarks.methods import TITLES, TRAINED
@@ -62,11 +63,13 @@ def map_table(records: Records, lengths: Sequence[int], seeds: int,
 
 def difference_table(records: Records, lengths: Sequence[int], reference: str,
                      precision: QueryPrecision) -> str:
-    """Markdown: how far each method is above `reference`, an ablation above what it changes."""
-    lines = [tables.heading("method", "above", *(f"{bits} bits" for bits in lengths or ["no"]))]
-    for name in dict.fromkeys(key[0] for key in records):
+    """Markdown: each method minus `reference`, an ablation minus what it changes, if it is there.
+    """
+    lines = [tables.heading("method", "minus", *(f"{bits} bits" for bits in lengths or ["no"]))]
+    names = dict.fromkeys(key[0] for key in records)
+    for name in names:
         base = TRAINED[name].base if name in TRAINED else None
-        other = base or reference
+        other = base if base in names else reference
         found = [precision.difference(name, other, bits) for bits in lengths or [None]]
         if name != other and any(found):
             cells = (tables.in_points(*apart) if apart else "" for apart in found)
@@ -112,7 +115,10 @@ def report(args: Namespace, folder: Path, datasets: Mapping[int, PairedDataset],
                                          "cells": lines, "differences": apart})
     title = args.title or f"{dataset.name}, {args.seeds} seed{'s' * (args.seeds > 1)}"
     with atomic_file(folder / "compare.tex") as file:
-        file.write(latex_table(records, args.title or dataset.name, precision).encode())
+        caption = f"{args.title}. {dataset.describe()}" if args.title else dataset.describe()
+        if len(dataset.query) < FEW:
+            caption += ", so few queries that intervals are hints"
+        file.write(latex_table(records, caption, precision).encode())
     _draw_maps(folder, records, title, precision, args.format)
     _draw_curves(args, folder, dataset.name, records)
     print(f"wrote compare.md, .tex, .csv, .json, differences.csv, query_ap.csv and figures to "
@@ -136,6 +142,9 @@ def _text(args: Namespace, dataset: PairedDataset, records: Records, precision: 
     if few:
         parts.append(f"† {queries} queries, fewer than {FEW}: the intervals are hints.\n")
     parts += [map_table(records, lengths, args.seeds, precision), warning_list(records)]
+    if any(name in DEEP for name, _, _ in records):
+        parts.append(f"The deep baselines learn from {args.views} turns and flips of each image, "
+                     "MrHash from as many as its own flags say.\n")
     apart = difference_table(records, lengths, args.against, precision)
     if apart:
         parts += ["Points of mAP on the same queries, mean [95 % interval], then each seed:\n",
@@ -164,7 +173,7 @@ def _all_differences(records: Records, precision: QueryPrecision) -> list[Record
                 found = precision.difference(name, other, bits)
                 if found:
                     means, (low, high) = found
-                    lines.append({"method": name, "above": other, "bits": bits,
+                    lines.append({"method": name, "minus": other, "bits": bits,
                                   "difference": statistics.mean(means.values()), "low": low,
                                   "high": high, **{f"seed {seed}": value
                                                    for seed, value in means.items()}})

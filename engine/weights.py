@@ -123,7 +123,7 @@ def cannot_download(name: str, error: Exception, place: str) -> InputError:
     return InputError(
         f"the weights of {name} cannot be downloaded ({reason_of(error)}): fetch {place} elsewhere "
         "and give the file to --weights (of autoencoder.py: --feature_weights), or use "
-        "efficientnet_lite0, whose weights pip has installed")
+        "efficientnet_lite0 (--model_type; --feature_backbone), whose weights pip has installed")
 
 
 def fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:

@@ -63,7 +63,7 @@ def test_effects_are_compared_seed_by_seed(table):
     assert "| MrHash | MrHash, `--preset best` | -10.0 [-10.0, -10.0], -10.0 -10.0 -10.0 |" in out
     apart = list(csv.DictReader((table.folder / "differences.csv").open(newline="")))
     assert len(apart) == 15
-    once, = (line for line in apart if (line["method"], line["above"]) == ("best", "mrhash-once"))
+    once, = (line for line in apart if (line["method"], line["minus"]) == ("best", "mrhash-once"))
     assert float(once["difference"]) == pytest.approx(0.2) == float(once["seed 14"])
     # Each autoencoder leads to its own cells.
     assert len(table.made["pretrained"]) == 12 and len(table.made["cells"]) == 18 == len(rows)
