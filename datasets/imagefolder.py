@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 from datasets import folders
 from datasets.base import DataConfig, Scenes
@@ -22,6 +20,5 @@ def scenes(config: DataConfig) -> Scenes:
     if config.source2 not in (None, "none"):
         raise InputError(f"--source2 {config.source2}: folder has one source; use --data_name "
                          "pairs for two")
-    root = Path(os.path.abspath(resolve_path(config.source1)))
-    found = folders.scenes_of_folders(config, [root], ("images", "none"))
+    found = folders.scenes_of_folders(config, [resolve_path(config.source1)], ("images", "none"))
     return replace(found, name=folders.folder_name(config.source1))

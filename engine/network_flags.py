@@ -1,4 +1,4 @@
-"""Flags that say which frozen or trained network sees the images, and how."""
+"""Flags that say how images become features, and features become pseudo multi-labels."""
 
 from __future__ import annotations
 
